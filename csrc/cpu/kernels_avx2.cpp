@@ -1,0 +1,37 @@
+#include "storage.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace ssmvdm {
+namespace avx2 {
+#include "convert.h"
+#include "vec_avx2.h"
+#include "math_float32.h"
+#include "exp2_polynomial.h"
+#include "rows.h"
+#include "plan.h"
+#include "scan_common.h"
+#include "scan_forward.h"
+#include "scan_backward.h"
+#include "conv.h"
+#include "exp2_rate.h"
+}  // namespace avx2
+}  // namespace ssmvdm
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+
+const ssmvdm::CpuKernels ssmvdm::kCpuAvx2 = {
+    "avx2", avx2::scan_forward, avx2::scan_backward, avx2::conv_forward, avx2::conv_backward, avx2::exp2_rate};
+#endif

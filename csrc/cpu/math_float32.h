@@ -1,0 +1,44 @@
+// Functions evaluated once per element rather than once per state: accuracy first. max and min return their second
+// argument when either is NaN, so that a NaN passes through max(constant, x).
+
+INLINE Vec scale_in_two_steps(Vec p, Vec n) {  // p * 2^n for integral |n| <= 252: under- and overflow as IEEE 754 says
+  const Vec half = round(n * Vec(0.5f));
+  return p * power_of_two(half) * power_of_two(n - half);
+}
+
+INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7
+  const Vec bounded = max(Vec(-170.f), x);
+  const Vec n = round(bounded * Vec(1.44269504f));
+  const Vec r = fnma(n, Vec(-2.12194440e-4f), fnma(n, Vec(0.693359375f), bounded));  // ln 2 in two parts, the first exact
+  Vec p(0.0013814602f);
+  p = fma(p, r, Vec(0.008368716f));
+  p = fma(p, r, Vec(0.04166839f));
+  p = fma(p, r, Vec(0.16666521f));
+  p = fma(p, r, Vec(0.49999994f));
+  return scale_in_two_steps(fma(r * r, p, r) + Vec(1.f), n);
+}
+
+INLINE Vec log1p_unit(Vec e) {  // log(1 + e) for 0 <= e <= 1; relative error 5e-9 + rounding
+  Vec p(-0.0033184732f);
+  p = fma(p, e, Vec(0.020204589f));
+  p = fma(p, e, Vec(-0.05766445f));
+  p = fma(p, e, Vec(0.10680556f));
+  p = fma(p, e, Vec(-0.15355396f));
+  p = fma(p, e, Vec(0.19695401f));
+  p = fma(p, e, Vec(-0.24958588f));
+  p = fma(p, e, Vec(0.33330512f));
+  p = fma(p, e, Vec(-0.4999993f));
+  return fma(e * e, p, e);
+}
+
+INLINE Vec sigmoid_from(Vec x, Vec exp_minus_abs) {
+  const Vec inverse = Vec(1.f) / (Vec(1.f) + exp_minus_abs);
+  return select_negative(x, exp_minus_abs * inverse, inverse);
+}
+INLINE Vec sigmoid(Vec x) { return sigmoid_from(x, exp_negative(Vec(0.f) - abs(x))); }
+INLINE Vec softplus(Vec x) { return max(Vec(0.f), x) + log1p_unit(exp_negative(Vec(0.f) - abs(x))); }
+INLINE Vec softplus(Vec x, Vec* derivative) {
+  const Vec e = exp_negative(Vec(0.f) - abs(x));
+  *derivative = sigmoid_from(x, e);
+  return max(Vec(0.f), x) + log1p_unit(e);
+}

@@ -1,0 +1,116 @@
+// How a call is divided. A unit is what shares B and C: one sequence, its channels side by side in vectors ("channel
+// mode"); or W sequences side by side, one channel after another ("lane mode", for tensors whose lanes are contiguous).
+// Both walk blocks of rows; two blocks are scanned together so that they share every load of B and C. Eight blocks are a
+// segment: sums over channels are formed per segment and added in order, so that no result depends on how segments and
+// units are spread over threads. Included inside an ISA namespace.
+
+constexpr int64_t kSegmentBlocks = 8;
+constexpr int64_t kMaxPartials = 64;  // of sums over sequences
+
+struct Plan {
+  bool lane_mode;
+  int64_t batch, channels, length, lanes, groups;
+  int64_t sequences, units;
+  int64_t group_channels, block_channels, group_blocks, blocks;
+  int64_t group_segments, segments;
+  int64_t partials, splits;  // tasks = partials * splits: a run of units, a run of segments
+
+  Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like)
+      : batch(batch_), channels(channels_), length(length_), lanes(lanes_), groups(groups_) {
+    sequences = batch * lanes;
+    const bool lanes_contiguous = like.lane_dims > 0 && like.lane_stride[like.lane_dims - 1] == 1;
+    lane_mode = W > 1 && lanes_contiguous && like.row_stride != 1 && sequences >= W;
+    units = lane_mode ? (sequences + W - 1) / W : sequences;
+    group_channels = channels / groups;
+    block_channels = lane_mode ? 1 : W;
+    group_blocks = (group_channels + block_channels - 1) / block_channels;
+    blocks = groups * group_blocks;
+    group_segments = (group_blocks + kSegmentBlocks - 1) / kSegmentBlocks;
+    segments = groups * group_segments;
+    partials = units < kMaxPartials ? units : kMaxPartials;
+    splits = units < kMaxPartials ? kMaxPartials / units : 1;
+    if (splits > segments) splits = segments;
+  }
+
+  int64_t tasks() const { return partials * splits; }
+  int64_t first_unit(int64_t partial) const { return partial * units / partials; }
+  int64_t first_segment(int64_t split) const { return split * segments / splits; }
+  int64_t group_of_segment(int64_t segment) const { return segment / group_segments; }
+  int64_t first_block(int64_t segment) const {  // within the blocks of all groups
+    return group_of_segment(segment) * group_blocks + segment % group_segments * kSegmentBlocks;
+  }
+  int64_t last_block(int64_t segment) const {
+    const int64_t end = first_block(segment) + kSegmentBlocks, limit = (group_of_segment(segment) + 1) * group_blocks;
+    return end < limit ? end : limit;
+  }
+  int64_t first_channel(int64_t block) const {
+    return block / group_blocks * group_channels + block % group_blocks * block_channels;
+  }
+  int64_t rows(int64_t unit, int64_t block) const {  // of W that carry data
+    const int64_t left = lane_mode ? sequences - unit * W : group_channels - block % group_blocks * W;
+    return left < W ? left : W;
+  }
+
+  // Rows of a view for one unit: channels in channel mode, sequences in lane mode.
+  Rows rows_of(const SequenceView& view, int64_t unit) const {
+    Rows r;
+    if (!view.data) return r;
+    r.contiguous = true;
+    r.base = sequence_offset(view, lanes, lane_mode ? unit * W : unit);
+    for (int64_t i = 0; i < W; ++i) {
+      const int64_t sequence = unit * W + i;
+      r.offset[i] = !lane_mode ? i * view.row_stride : sequence < sequences ? sequence_offset(view, lanes, sequence) - r.base : 0;
+      r.contiguous = r.contiguous && (r.offset[i] == i || (lane_mode && sequence >= sequences));
+    }
+    return r;
+  }
+
+  // Index into a (batch, channels, states, lanes) tensor for row i of a block.
+  int64_t state_index(int64_t unit, int64_t block, int64_t i, int64_t n, int64_t states) const {
+    const int64_t sequence = lane_mode ? unit * W + i : unit, channel = first_channel(block) + (lane_mode ? 0 : i);
+    return ((sequence / lanes * channels + channel) * states + n) * lanes + sequence % lanes;
+  }
+
+  // (channels, width) parameters as [blocks][padded][W] vectors times a factor; rows without data are zero.
+  void pack(const void* source, int64_t width, int64_t padded, Scalar factor, Scalar* packed) const {
+    const Scalar* p = static_cast<const Scalar*>(source);
+    memset(packed, 0, size_t(blocks * padded * W) * sizeof(Scalar));
+    if (!p) return;
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t i = 0; i < W; ++i) {
+        const int64_t in_group = block % group_blocks * block_channels + (lane_mode ? 0 : i);
+        if (in_group >= group_channels) continue;
+        const int64_t channel = block / group_blocks * group_channels + in_group;
+        for (int64_t n = 0; n < width; ++n) packed[(block * padded + n) * W + i] = p[channel * width + n] * factor;
+      }
+  }
+
+  // Sums over sequences live in partial[block][padded][...] with W entries per state in channel mode, one in lane mode.
+  int64_t sum_width() const { return lane_mode ? 1 : W; }
+  void fold(Scalar* sums, Vec v) const {
+    if (lane_mode) *sums += sum_lanes(v);
+    else (Vec::load(sums) + v).store(sums);
+  }
+  // out[channel][n] = sum over partials, in order.
+  void unfold(const Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, bool accumulate, Scalar* out) const {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const int64_t in_group = channel % group_channels;
+      const int64_t block = channel / group_channels * group_blocks + in_group / block_channels;
+      for (int64_t n = 0; n < width; ++n) {
+        const Scalar* p = sums + (block * padded + n) * sum_width() + (lane_mode ? 0 : in_group % W);
+        Scalar total = 0;
+        for (int64_t k = 0; k < partials; ++k) total += p[k * partial_stride];
+        out[channel * width + n] = accumulate ? out[channel * width + n] + total : total;
+      }
+    }
+  }
+};
+
+template <class F>
+struct ParallelBody {
+  static void call(int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); }
+};
+template <class F>
+INLINE void parallel(ParallelFor run, int64_t count, const F& f) {
+  run(count, &ParallelBody<F>::call, const_cast<F*>(&f));
+}

@@ -1,0 +1,129 @@
+// Tiles: W rows side by side, one vector per time step. A row is a channel of one sequence, or a sequence (batch, lane)
+// of one channel; either way it starts at some offset and advances by the tensor's time stride. Any strides are read
+// and written in place: rows next to each other as vectors, rows contiguous in time through transposes, the rest one by
+// one. Included inside an ISA namespace.
+
+using Scalar = Vec::Scalar;
+constexpr int64_t W = Vec::W;
+
+struct Rows {
+  int64_t base;       // offset of the first row for channel (or state) 0
+  int64_t offset[W];  // of each row, relative to the first
+  bool contiguous;    // offset[i] == i
+};
+
+template <class T>
+INLINE void load_tile(const T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, Scalar* tile, int64_t tile_stride) {
+  if (rows.contiguous && count == W) {
+    for (int64_t t = 0; t < length; ++t) Vec::load(p + t * time_stride).store(tile + t * tile_stride);
+    return;
+  }
+  int64_t t = 0;
+  if (time_stride == 1 && !rows.contiguous)
+    for (; t + W <= length; t += W) {
+      Vec r[W];
+      for (int64_t i = 0; i < W; ++i) r[i] = i < count ? Vec::load(p + rows.offset[i] + t) : Vec(Scalar(0));
+      transpose(r);
+      for (int64_t i = 0; i < W; ++i) r[i].store(tile + (t + i) * tile_stride);
+    }
+  for (; t < length; ++t)
+    for (int64_t i = 0; i < W; ++i) tile[t * tile_stride + i] = i < count ? to_float(p[rows.offset[i] + t * time_stride]) : Scalar(0);
+}
+
+template <class T>
+INLINE void store_tile(T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, const Scalar* tile, int64_t tile_stride) {
+  if (rows.contiguous && count == W) {
+    for (int64_t t = 0; t < length; ++t) Vec::load(tile + t * tile_stride).store(p + t * time_stride);
+    return;
+  }
+  int64_t t = 0;
+  if (time_stride == 1 && !rows.contiguous)
+    for (; t + W <= length; t += W) {
+      Vec r[W];
+      for (int64_t i = 0; i < W; ++i) r[i] = Vec::load(tile + (t + i) * tile_stride);
+      transpose(r);
+      for (int64_t i = 0; i < count; ++i) r[i].store(p + rows.offset[i] + t);
+    }
+  for (; t < length; ++t)
+    for (int64_t i = 0; i < count; ++i) from_float(tile[t * tile_stride + i], p + rows.offset[i] + t * time_stride);
+}
+
+// Calls f(pointer of the storage type, `offset` elements into the view).
+template <class F>
+INLINE void with_storage(const SequenceView& view, int64_t offset, F&& f) {
+  if constexpr (sizeof(Scalar) == 8) {
+    f(static_cast<double*>(view.data) + offset);
+  } else {
+    switch (view.dtype) {
+      case DType::kFloat32: return f(static_cast<float*>(view.data) + offset);
+      case DType::kBFloat16: return f(static_cast<BFloat16*>(view.data) + offset);
+      default: return f(static_cast<Float16*>(view.data) + offset);
+    }
+  }
+}
+
+NOINLINE static void load_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length, Scalar* tile, int64_t tile_stride) {
+  with_storage(view, offset, [&](auto* p) { load_tile(p, rows, count, view.time_stride, length, tile, tile_stride); });
+}
+NOINLINE static void store_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length, const Scalar* tile, int64_t tile_stride) {
+  with_storage(view, offset, [&](auto* p) { store_tile(p, rows, count, view.time_stride, length, tile, tile_stride); });
+}
+
+// A tile as it is read or written by the element-wise passes: in the tensor itself where that is W whole vectors of the
+// accumulation type, else in scratch memory.
+struct Window {
+  Scalar* p;
+  int64_t stride;
+};
+INLINE bool in_place(const SequenceView& view, const Rows& rows, int64_t count) {
+  return rows.contiguous && count == W && view.dtype == (sizeof(Scalar) == 8 ? DType::kFloat64 : DType::kFloat32);
+}
+INLINE Window window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, Scalar* scratch) {
+  if (in_place(view, rows, count)) return {static_cast<Scalar*>(view.data) + offset, view.time_stride};
+  return {scratch, W};
+}
+INLINE Window load_window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length, Scalar* scratch) {
+  const Window w = window(view, offset, rows, count, scratch);
+  if (w.p == scratch) load_rows(view, offset, rows, count, length, scratch, W);
+  return w;
+}
+INLINE void store_window(Window w, const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length) {
+  if (!in_place(view, rows, count)) store_rows(view, offset, rows, count, length, w.p, W);
+}
+
+INLINE int64_t sequence_offset(const SequenceView& view, int64_t lanes, int64_t sequence) {
+  int64_t offset = sequence / lanes * view.batch_stride, lane = sequence % lanes;
+  for (int32_t d = view.lane_dims; d-- > 0; lane /= view.lane_size[d]) offset += lane % view.lane_size[d] * view.lane_stride[d];
+  return offset;
+}
+
+INLINE Scalar sum_lanes(Vec v) {
+  Scalar s[W];
+  v.store(s);
+  for (int64_t width = W / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) s[i] += s[i + width];
+  return s[0];
+}
+
+// Scratch memory of one thread: the same constructor measures (base null) and hands out.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+  explicit Arena(char* b) : base(b) {}
+  Scalar* take(int64_t count) {
+    Scalar* p = reinterpret_cast<Scalar*>(base + used);
+    used += (count * int64_t(sizeof(Scalar)) + 63) / 64 * 64;
+    return p;
+  }
+};
+struct Memory {
+  void* block;
+  char* base;
+  Memory(int64_t bytes, bool zero) : block(zero ? calloc(1, size_t(bytes) + 64) : malloc(size_t(bytes) + 64)) {
+    if (!block) abort();
+    base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block) + 63) & ~uintptr_t(63));
+  }
+  ~Memory() { free(block); }
+  Memory(const Memory&) = delete;
+  Scalar* data() { return reinterpret_cast<Scalar*>(base); }
+};

@@ -1,0 +1,308 @@
+// Backward scan. For each pair of blocks and each direction: recompute h_t and a_t = 2^(delta A) into scratch memory,
+// then walk the adjoint against time. With q_t = a_{t+1} dh_{t+1} carried,
+//     dh_t = dy_t C_t + q_t,   d(delta u)_t = <dh_t, B_t>,   dB_t = dh_t delta_t u_t,   dC_t = dy_t h_t,
+//     q_{t-1} = a_t dh_t,      d(delta A)_t = q_{t-1} h_{t-1}.
+// Included inside an ISA namespace.
+
+struct BackwardWalk : ForwardWalk {
+  const Scalar* dy;                // [blocks][length][W]
+  Scalar *decay, *state;           // [length][blocks][kStates][W] in walking order; state[-1] is the initial state
+  Scalar *dC, *dB;                 // sums over channels, per time step
+  int64_t dC_step, dB_step;
+  Scalar *d_delta_A, *d_delta_u;   // [blocks][length][W], added to; the first is <q h, A log2 e>
+  Scalar *dA, *q;                  // [blocks][padded][W]; q from last to initial state
+};
+
+template <class Access, int K, bool kAny>
+NOINLINE static void walk_recompute(const BackwardWalk& w) {
+  const Exp2Table table;
+  const int64_t block = w.length * W, block_states = w.padded * W;
+  Vec A[K][kStates], h[K][kStates];
+  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+    A[k][n] = Vec::load(w.A + k * block_states + n * W);
+    h[k][n] = Vec::load(w.h + k * block_states + n * W);
+    h[k][n].store(w.state + (k * kStates + n) * W - K * kStates * W);
+  }
+  const int64_t first = w.reverse ? w.length - 1 : 0, direction = w.reverse ? -1 : 1;
+  const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W, *dy = w.dy + first * W;
+  const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
+  Scalar *y = w.y + first * W, *dC = w.dC + first * w.dC_step, *decay = w.decay, *state = w.state;
+  for (int64_t t = 0; t < w.length; ++t) {
+    Vec dt[K], du[K], g[K], sum[K], product[kStates];
+    UNROLL for (int k = 0; k < K; ++k) {
+      dt[k] = Vec::load(delta + k * block);
+      du[k] = Vec::load(delta_u + k * block);
+      g[k] = Vec::load(dy + k * block);
+      sum[k] = Vec::load(y + k * block);
+    }
+    UNROLL for (int n = 0; n < kStates; ++n) {
+      const Vec b = Access::get(B, n), c = Access::get(C, n);
+      UNROLL for (int k = 0; k < K; ++k) {
+        const Vec x = dt[k] * A[k][n];
+        const Vec a = kAny ? exp2_any(x, table) : exp2_near(x, table);
+        h[k][n] = fma(a, h[k][n], du[k] * b);
+        sum[k] = fma(h[k][n], c, sum[k]);
+        a.store(decay + (k * kStates + n) * W);
+        h[k][n].store(state + (k * kStates + n) * W);
+        product[n] = k == 0 ? h[k][n] * g[k] : fma(h[k][n], g[k], product[n]);
+      }
+    }
+    Access::accumulate(dC, product);
+    UNROLL for (int k = 0; k < K; ++k) sum[k].store(y + k * block);
+    delta += direction * W, delta_u += direction * W, dy += direction * W, y += direction * W;
+    B += direction * w.B_step, C += direction * w.C_step, dC += direction * w.dC_step;
+    decay += K * kStates * W, state += K * kStates * W;
+  }
+}
+
+template <class Access, int K>
+NOINLINE static void walk_adjoint(const BackwardWalk& w) {
+  const int64_t block = w.length * W, block_states = w.padded * W;
+  Vec q[K][kStates], dA[K][kStates];
+  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+    q[k][n] = Vec::load(w.q + k * block_states + n * W);
+    dA[k][n] = Vec(Scalar(0));
+  }
+  const int64_t first = w.reverse ? 0 : w.length - 1, direction = w.reverse ? 1 : -1;  // against the scan
+  const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W, *dy = w.dy + first * W;
+  const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
+  Scalar *dB = w.dB + first * w.dB_step, *d_delta_A = w.d_delta_A + first * W, *d_delta_u = w.d_delta_u + first * W;
+  const Scalar* decay = w.decay + (w.length - 1) * K * kStates * W;
+  const Scalar* previous = w.state + (w.length - 2) * K * kStates * W;
+  for (int64_t t = 0; t < w.length; ++t) {
+    Vec dt[K], du[K], g[K], along_A[K], along_B[K], product[kStates];
+    UNROLL for (int k = 0; k < K; ++k) {
+      dt[k] = Vec::load(delta + k * block);
+      du[k] = Vec::load(delta_u + k * block);
+      g[k] = Vec::load(dy + k * block);
+      along_A[k] = Vec::load(d_delta_A + k * block);
+      along_B[k] = Vec::load(d_delta_u + k * block);
+    }
+    UNROLL for (int n = 0; n < kStates; ++n) {
+      const Vec b = Access::get(B, n), c = Access::get(C, n);
+      UNROLL for (int k = 0; k < K; ++k) {
+        const Vec dh = fma(g[k], c, q[k][n]);
+        along_B[k] = fma(dh, b, along_B[k]);
+        product[n] = k == 0 ? dh * du[k] : fma(dh, du[k], product[n]);
+        q[k][n] = dh * Vec::load(decay + (k * kStates + n) * W);
+        const Vec qh = q[k][n] * Vec::load(previous + (k * kStates + n) * W);
+        along_A[k] = fma(qh, Vec::load(w.A + k * block_states + n * W), along_A[k]);
+        dA[k][n] = fma(qh, dt[k], dA[k][n]);
+      }
+    }
+    Access::accumulate(dB, product);
+    UNROLL for (int k = 0; k < K; ++k) {
+      along_A[k].store(d_delta_A + k * block);
+      along_B[k].store(d_delta_u + k * block);
+    }
+    delta += direction * W, delta_u += direction * W, dy += direction * W;
+    d_delta_A += direction * W, d_delta_u += direction * W;
+    B += direction * w.B_step, C += direction * w.C_step, dB += direction * w.dB_step;
+    decay -= K * kStates * W, previous -= K * kStates * W;
+  }
+  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+    q[k][n].store(w.q + k * block_states + n * W);
+    dA[k][n].store(w.dA + k * block_states + n * W);
+  }
+}
+
+INLINE void walk_backward(const BackwardWalk& w, bool per_row, int64_t blocks, bool any) {
+  using Walk = void (*)(const BackwardWalk&);
+  static constexpr Walk recompute[2][2][2] = {
+      {{walk_recompute<Shared, 1, false>, walk_recompute<Shared, 1, true>}, {walk_recompute<Shared, 2, false>, walk_recompute<Shared, 2, true>}},
+      {{walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 1, true>}, {walk_recompute<PerRow, 2, false>, walk_recompute<PerRow, 2, true>}}};
+  static constexpr Walk adjoint[2][2] = {{walk_adjoint<Shared, 1>, walk_adjoint<Shared, 2>}, {walk_adjoint<PerRow, 1>, walk_adjoint<PerRow, 2>}};
+  recompute[per_row][blocks - 1][any](w);
+  adjoint[per_row][blocks - 1](w);
+}
+
+#include "scan_backward_sums.h"
+
+struct BackwardTask {
+  const ScanPlan& plan;
+  const ScanBackwardArgs& args;
+  const int64_t L;
+  Scalar *delta, *delta_u, *slope, *dy, *gate, *y[kMaxDirections], *decay, *state, *d_delta_A, *d_delta_u, *h, *q, *dA;
+  Scalar *du[kMaxDirections], *ddelta[kMaxDirections], *dz, *scratch;
+  StateTile state_tile;
+  ChannelSums channel_sums;
+  int64_t unit;
+  UnitRows rows;
+  Rows du_rows[kMaxDirections], ddelta_rows[kMaxDirections], dz_rows;
+
+  BackwardTask(Arena& arena, const ScanPlan& p)
+      : plan(p), args(static_cast<const ScanBackwardArgs&>(p.args)), L(p.length), state_tile(arena, p), channel_sums(arena, p), unit(-1) {
+    const int64_t tile = 2 * L * W, states = 2 * p.padded * W, walked = 2 * kStates * W;
+    for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &dz, &scratch, &y[0], &y[1], &du[0], &du[1], &ddelta[0], &ddelta[1]})
+      *t = arena.take(tile);
+    for (Scalar** t : {&h, &q, &dA}) *t = arena.take(states);
+    decay = arena.take(L * walked);
+    state = arena.take((L + 1) * walked) + walked;
+  }
+
+  void run(int64_t new_unit, int64_t first_segment, int64_t last_segment, SequenceSums& sums) {
+    unit = new_unit;
+    rows = UnitRows(plan, unit);
+    for (int d = 0; d < args.directions; ++d) {
+      du_rows[d] = plan.rows_of(args.grad[d].du, unit);
+      ddelta_rows[d] = plan.rows_of(args.grad[d].ddelta, unit);
+    }
+    dz_rows = plan.rows_of(args.dz, unit);
+    for (int64_t s = first_segment; s < last_segment; ++s) {
+      const int64_t group = plan.group_of_segment(s);
+      if (s == first_segment || group != plan.group_of_segment(s - 1)) state_tile.load(plan, unit, group);
+      channel_sums.clear_segment();
+      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2) scan_blocks(b, b + 1 < end ? 2 : 1, sums);
+      channel_sums.end_segment(unit, s);
+    }
+  }
+
+ private:
+  void scan_blocks(int64_t block, int64_t count, SequenceSums& sums) {
+    for (int d = 0; d < args.directions; ++d) {
+      bool any = false;
+      for (int64_t k = 0; k < count; ++k) {
+        if (d == 0 || args.concatenate) prepare_gradient(d, block + k, k * L * W);
+        any = prepare(d, block + k, k * L * W) || any;
+        load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
+        load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
+      }
+      for (int64_t k = 0; k < count; k += plan.at_once[d]) walk(d, block + k, k, count - k < plan.at_once[d] ? count - k : plan.at_once[d], any, sums);
+      for (int64_t k = 0; k < count; ++k) {
+        if (args.dinitial_state) store_state(plan, args.dinitial_state, unit, block + k, q + k * plan.padded * W);
+        finish_direction(d, block + k, k * L * W, sums);
+        for (int64_t n = 0; n < plan.padded; ++n)
+          plan.fold(sums.dA[d] + ((block + k) * plan.padded + n) * plan.sum_width(), Vec::load(dA + (k * plan.padded + n) * W));
+      }
+    }
+    for (int64_t k = 0; k < count; ++k) finish(block + k, k * L * W);
+  }
+
+  void walk(int d, int64_t block, int64_t k, int64_t count, bool any, SequenceSums& sums) {
+    const int64_t width = plan.bc_width(d), at = k * L * W;
+    for (int64_t n = 0; n < plan.padded; n += kStates) {
+      BackwardWalk w;
+      w.delta = delta + at, w.delta_u = delta_u + at, w.y = y[d] + at, w.dy = dy + at;
+      w.A = plan.A[d] + (block * plan.padded + n) * W;
+      w.B = state_tile.at(plan, d, 0, block) + n * width, w.C = state_tile.at(plan, d, 1, block) + n * width;
+      w.B_step = state_tile.step_of(plan, d, 0), w.C_step = state_tile.step_of(plan, d, 1);
+      w.h = h + (k * plan.padded + n) * W, w.q = q + (k * plan.padded + n) * W, w.dA = dA + (k * plan.padded + n) * W;
+      w.length = L, w.padded = plan.padded, w.reverse = args.dir[d].reverse;
+      w.decay = decay, w.state = state;
+      w.d_delta_A = d_delta_A + at, w.d_delta_u = d_delta_u + at;
+      channel_sums.place(d, n, &w);
+      walk_backward(w, plan.per_row[d], count, any);
+    }
+    channel_sums.fold_constants(d, block, sums);
+  }
+
+  // dy before the gate, and what dz is to be multiplied with.
+  void prepare_gradient(int d, int64_t block, int64_t at) {
+    const Window incoming = load_block(args.y[d], rows.y[d], plan, unit, block, scratch);
+    const Vec scale = Scalar(args.scale);
+    if (!args.z.data) {
+      for (int64_t t = 0; t < L; ++t) (Vec::load(incoming.p + t * incoming.stride) * scale).store(dy + at + t * W);
+      return;
+    }
+    const Window z = load_block(args.z, rows.z, plan, unit, block, scratch + L * W);
+    for (int64_t t = 0; t < L; ++t) {
+      const Vec x = Vec::load(z.p + t * z.stride), s = sigmoid(x), g = Vec::load(incoming.p + t * incoming.stride) * scale;
+      (g * (x * s)).store(dy + at + t * W);
+      (g * (s * fma(x, Vec(Scalar(1)) - s, Vec(Scalar(1))))).store(gate + at + t * W);
+    }
+  }
+
+  bool prepare(int d, int64_t block, int64_t at) {
+    const Window u = load_block(args.dir[d].u, rows.u[d], plan, unit, block, scratch);
+    const Window raw = load_block(args.dir[d].delta, rows.delta[d], plan, unit, block, scratch + L * W);
+    const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W), zero(Scalar(0));
+    Vec largest = zero, derivative(Scalar(1));
+    for (int64_t t = 0; t < L; ++t) {
+      const int64_t i = at + t * W;
+      Vec x = Vec::load(raw.p + t * raw.stride) + bias;
+      if (args.delta_softplus) x = softplus(x, &derivative);
+      const Vec input = Vec::load(u.p + t * u.stride);
+      largest = max_bits(largest, abs(x));
+      x.store(delta + i);
+      derivative.store(slope + i);
+      (x * input).store(delta_u + i);
+      (D * input).store(y[d] + i);
+      zero.store(d_delta_A + i);
+      zero.store(d_delta_u + i);
+    }
+    return plan.needs_any(d, block, largest);
+  }
+
+  void finish_direction(int d, int64_t block, int64_t at, SequenceSums& sums) {
+    const Window u = load_block(args.dir[d].u, rows.u[d], plan, unit, block, scratch);
+    const Vec D = Vec::load(plan.D[d] + block * W);
+    Vec dD(Scalar(0)), dbias(Scalar(0));
+    for (int64_t t = 0; t < L; ++t) {
+      const int64_t i = at + t * W;
+      const Vec input = Vec::load(u.p + t * u.stride), along_B = Vec::load(d_delta_u + i), g = Vec::load(dy + i);
+      const Vec x = fma(Vec::load(d_delta_A + i), Vec(Scalar(kLn2)), along_B * input) * Vec::load(slope + i);
+      x.store(ddelta[d] + i);
+      fma(along_B, Vec::load(delta + i), D * g).store(du[d] + i);
+      dbias = dbias + x;
+      dD = fma(input, g, dD);
+    }
+    plan.fold(sums.dD[d] + block * plan.sum_width(), dD);
+    plan.fold(sums.dbias[d] + block * plan.sum_width(), dbias);
+    if (args.z.data && args.concatenate) add_dz(d, at);
+  }
+
+  void add_dz(int d, int64_t at) {
+    for (int64_t i = at; i < at + L * W; i += W) {
+      const Vec x = Vec::load(gate + i) * Vec::load(y[d] + i);
+      (d == 0 ? x : Vec::load(dz + i) + x).store(dz + i);
+    }
+  }
+
+  void finish(int64_t block, int64_t at) {
+    const bool both = args.directions == 2;
+    if (args.dz.data) {
+      if (!args.concatenate)
+        for (int64_t i = at; i < at + L * W; i += W) {
+          const Vec sum = both ? Vec::load(y[0] + i) + Vec::load(y[1] + i) : Vec::load(y[0] + i);
+          (Vec::load(gate + i) * sum).store(dz + i);
+        }
+      put(dz + at, nullptr, args.dz, dz_rows, block);
+    }
+    for (int d = 0; d < args.directions; ++d) {
+      put(du[d] + at, both && args.shared.u ? du[1] + at : nullptr, args.grad[d].du, du_rows[d], block);
+      put(ddelta[d] + at, both && args.shared.delta ? ddelta[1] + at : nullptr, args.grad[d].ddelta, ddelta_rows[d], block);
+    }
+  }
+
+  void put(Scalar* tile, const Scalar* other, const SequenceView& view, const Rows& r, int64_t block) {
+    if (!view.data) return;
+    const Window out = block_window(view, r, plan, unit, block, tile);
+    if (other)
+      for (int64_t t = 0; t < L; ++t) (Vec::load(tile + t * W) + Vec::load(other + t * W)).store(out.p + t * out.stride);
+    else if (out.p != tile)
+      for (int64_t t = 0; t < L; ++t) Vec::load(tile + t * W).store(out.p + t * out.stride);
+    store_block(out, view, r, plan, unit, block);
+  }
+};
+
+static void scan_backward(const ScanBackwardArgs& args, ParallelFor run) {
+  const ScanPlan plan(args);
+  SequenceSumsStorage sums(plan);
+  SegmentSums segments(plan);
+  Arena measure(nullptr);
+  BackwardTask measured(measure, plan);
+  parallel(run, plan.tasks(), [&](int64_t begin, int64_t end) {
+    Memory memory(measure.used, false);
+    Arena arena(memory.base);
+    BackwardTask task(arena, plan);
+    task.channel_sums.attach(&segments);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t partial = i / plan.splits, split = i % plan.splits;
+      SequenceSums mine = sums.of_partial(partial);
+      for (int64_t unit = plan.first_unit(partial); unit < plan.first_unit(partial + 1); ++unit)
+        task.run(unit, plan.first_segment(split), plan.first_segment(split + 1), mine);
+    }
+  });
+  segments.finish(run);
+  sums.finish(args);
+}

@@ -1,0 +1,188 @@
+// The reductions of the backward scan, in an order that depends on shapes alone: over sequences for parameters, over
+// channels for B and C. No atomics. Included inside an ISA namespace.
+
+// Sums over sequences, one set per partial: dA, dD, ddelta_bias and the gradients of constant B and C.
+struct SequenceSums {
+  Scalar *dA[kMaxDirections], *dD[kMaxDirections], *dbias[kMaxDirections], *constant[kMaxDirections][2];
+};
+
+struct SequenceSumsStorage {
+  const ScanPlan& plan;
+  int64_t stride;  // between partials
+  Memory memory;
+  SequenceSums first;
+
+  explicit SequenceSumsStorage(const ScanPlan& p)
+      : plan(p), stride(layout(nullptr) / int64_t(sizeof(Scalar))), memory(stride * int64_t(sizeof(Scalar)) * p.partials, true) {
+    layout(memory.base);
+  }
+  SequenceSums of_partial(int64_t partial) const {
+    SequenceSums s = first;
+    for (int d = 0; d < plan.args.directions; ++d)
+      for (Scalar** p : {&s.dA[d], &s.dD[d], &s.dbias[d], &s.constant[d][0], &s.constant[d][1]}) *p += partial * stride;
+    return s;
+  }
+
+  void finish(const ScanBackwardArgs& args) const {
+    const auto& shared = args.shared;
+    const auto &g0 = args.grad[0], &g1 = args.grad[1];
+    put(first.dA, plan.states, plan.padded, g0.dA, g1.dA, shared.A);
+    put(first.dD, 1, 1, g0.dD, g1.dD, shared.D);
+    put(first.dbias, 1, 1, g0.ddelta_bias, g1.ddelta_bias, shared.delta_bias);
+    Scalar* const B[] = {first.constant[0][0], first.constant[1][0]};
+    Scalar* const C[] = {first.constant[0][1], first.constant[1][1]};
+    put(B, plan.states, plan.padded, g0.dB_const, g1.dB_const, shared.B);
+    put(C, plan.states, plan.padded, g0.dC_const, g1.dC_const, shared.C);
+  }
+
+ private:
+  int64_t layout(char* base) {
+    Arena arena(base);
+    const int64_t width = plan.sum_width();
+    for (int d = 0; d < plan.args.directions; ++d) {
+      const ScanDirection& x = plan.args.dir[d];
+      first.dA[d] = arena.take(plan.blocks * plan.padded * width);
+      first.dD[d] = arena.take(plan.blocks * width);
+      first.dbias[d] = arena.take(plan.blocks * width);
+      first.constant[d][0] = arena.take(x.B_const ? plan.blocks * plan.padded * width : 0);
+      first.constant[d][1] = arena.take(x.C_const ? plan.blocks * plan.padded * width : 0);
+    }
+    return arena.used;
+  }
+  void put(Scalar* const* sums, int64_t width, int64_t padded, void* out0, void* out1, bool shared) const {
+    if (out0) plan.unfold(sums[0], stride, width, padded, false, static_cast<Scalar*>(out0));
+    if (plan.args.directions < 2) return;
+    if (shared && out0) plan.unfold(sums[1], stride, width, padded, true, static_cast<Scalar*>(out0));
+    if (!shared && out1) plan.unfold(sums[1], stride, width, padded, false, static_cast<Scalar*>(out1));
+  }
+};
+
+// dB and dC of whole groups: stored at once, or, where the segments of a group are spread over tasks, kept until all
+// are there and then added in order. A tile is [length][padded][W or 1].
+struct SegmentSums {
+  const ScanPlan& plan;
+  const ScanBackwardArgs& args;
+  const int64_t width, tile, set;  // per row; of one gradient; of both gradients and directions
+  Memory kept;
+
+  explicit SegmentSums(const ScanPlan& p)
+      : plan(p), args(static_cast<const ScanBackwardArgs&>(p.args)), width(p.lane_mode ? W : 1), tile(p.length * p.padded * width),
+        set(2 * p.args.directions * tile), kept(p.splits > 1 ? p.units * p.segments * set * int64_t(sizeof(Scalar)) : 0, false) {}
+
+  bool wanted(int d, int which) const {
+    const SequenceView* views[] = {&args.grad[d].dB, &args.grad[d].dC};
+    const bool shared = which == 0 ? args.shared.B : args.shared.C;
+    return views[which]->data || (d == 1 && shared && (which == 0 ? args.grad[0].dB : args.grad[0].dC).data);
+  }
+  Scalar* slot(int64_t unit, int64_t segment) { return kept.data() + (unit * plan.segments + segment) * set; }
+
+  void store(int64_t unit, int64_t group, Scalar* total) const {  // total: [direction][B, C][tile]
+    for (int which = 0; which < 2; ++which) {
+      const bool shared = which == 0 ? args.shared.B : args.shared.C;
+      for (int d = 0; d < args.directions; ++d) {
+        const SequenceView& view = which == 0 ? args.grad[d].dB : args.grad[d].dC;
+        if (!view.data) continue;
+        Scalar* sum = total + (2 * d + which) * tile;
+        if (d == 0 && shared && args.directions == 2)
+          for (int64_t i = 0; i < tile; ++i) sum[i] += total[(2 + which) * tile + i];
+        store_one(view, unit, group, sum);
+      }
+    }
+  }
+
+  void finish(ParallelFor run) {
+    if (plan.splits == 1) return;
+    parallel(run, plan.units * plan.groups, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t unit = i / plan.groups, group = i % plan.groups;
+        Scalar* total = slot(unit, group * plan.group_segments);
+        for (int64_t s = 1; s < plan.group_segments; ++s)
+          for (int64_t j = 0; j < set; ++j) total[j] += total[s * set + j];
+        store(unit, group, total);
+      }
+    });
+  }
+
+ private:
+  void store_one(const SequenceView& view, int64_t unit, int64_t group, const Scalar* sum) const {
+    const Rows rows = plan.rows_of(view, unit);
+    const int64_t offset = rows.base + group * view.group_stride;
+    if (plan.lane_mode) {
+      for (int64_t n = 0; n < plan.states; ++n)
+        store_rows(view, offset + n * view.row_stride, rows, plan.rows(unit, 0), plan.length, sum + n * W, plan.padded * W);
+      return;
+    }
+    with_storage(view, offset, [&](auto* out) {
+      for (int64_t t = 0; t < plan.length; ++t)
+        for (int64_t n = 0; n < plan.states; ++n) from_float(sum[t * plan.padded + n], out + t * view.time_stride + n * view.row_stride);
+    });
+  }
+};
+
+// Sums over the channels of one segment, as the walks form them, and over the segments of one group so far.
+struct ChannelSums {
+  const ScanPlan& plan;
+  SegmentSums* segments;
+  int64_t grad_width[kMaxDirections];  // entries per state and time step in `walked`
+  Scalar *walked[kMaxDirections][2], *total;
+
+  ChannelSums(Arena& arena, const ScanPlan& p) : plan(p), segments(nullptr) {
+    for (int d = 0; d < p.args.directions; ++d) {
+      grad_width[d] = p.per_row[d] ? PerRow::kGradWidth : Shared::kGradWidth;
+      for (int which = 0; which < 2; ++which) walked[d][which] = arena.take(size(d, which));
+    }
+    total = arena.take(2 * p.args.directions * p.length * p.padded * (p.lane_mode ? W : 1));
+  }
+  void attach(SegmentSums* s) { segments = s; }
+
+  void clear_segment() {
+    for (int d = 0; d < plan.args.directions; ++d)
+      for (int which = 0; which < 2; ++which) memset(walked[d][which], 0, size_t(size(d, which)) * sizeof(Scalar));
+  }
+  void place(int d, int64_t n, BackwardWalk* w) const {
+    w->dB = walked[d][0] + n * grad_width[d];
+    w->dC = walked[d][1] + n * grad_width[d];
+    w->dB_step = constant(d, 0) ? 0 : plan.padded * grad_width[d];
+    w->dC_step = constant(d, 1) ? 0 : plan.padded * grad_width[d];
+  }
+  void fold_constants(int d, int64_t block, SequenceSums& sums) {
+    for (int which = 0; which < 2; ++which) {
+      if (!constant(d, which)) continue;
+      for (int64_t n = 0; n < plan.padded; ++n)
+        plan.fold(sums.constant[d][which] + (block * plan.padded + n) * plan.sum_width(), Vec::load(walked[d][which] + n * W));
+      memset(walked[d][which], 0, size_t(plan.padded * W) * sizeof(Scalar));
+    }
+  }
+
+  void end_segment(int64_t unit, int64_t segment) {
+    const bool keep = plan.splits > 1, start = keep || segment % plan.group_segments == 0;
+    Scalar* target = keep ? segments->slot(unit, segment) : total;
+    for (int d = 0; d < plan.args.directions; ++d)
+      for (int which = 0; which < 2; ++which)
+        if (!constant(d, which) && segments->wanted(d, which)) reduce(walked[d][which], d, start, target + (2 * d + which) * segments->tile);
+    if (!keep && (segment + 1) % plan.group_segments == 0) segments->store(unit, plan.group_of_segment(segment), total);
+  }
+
+ private:
+  bool constant(int d, int which) const { return which == 0 ? plan.B_const[d] : plan.C_const[d]; }
+  int64_t size(int d, int which) const { return (constant(d, which) ? 1 : plan.length) * plan.padded * grad_width[d]; }
+
+  void reduce(const Scalar* from, int d, bool start, Scalar* to) const {
+    const int64_t count = plan.length * plan.padded;
+    if (plan.lane_mode) {
+      for (int64_t i = 0; i < count * W; ++i) to[i] = start ? from[i] : to[i] + from[i];
+    } else if (plan.per_row[d]) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Scalar sum = sum_lanes(Vec::load(from + i * W));
+        to[i] = start ? sum : to[i] + sum;
+      }
+    } else {
+      for (int64_t i = 0; i < count; i += kStates, from += kReduceWidth)
+        for (int64_t n = 0; n < kStates; ++n) {
+          Scalar sum = from[n];
+          for (int64_t j = n + kStates; j < kReduceWidth; j += kStates) sum += from[j];
+          to[i + n] = start ? sum : to[i + n] + sum;
+        }
+    }
+  }
+};

@@ -1,0 +1,165 @@
+// Forward scan. Included inside an ISA namespace; plan.h says how the call is divided.
+
+struct ForwardWalk {              // `blocks` blocks and kStates states through all time steps
+  const Scalar *delta, *delta_u;  // [blocks][length][W]
+  Scalar* y;                      // [blocks][length][W], added to
+  const Scalar* A;                // [blocks][padded][W], times log2 e
+  const Scalar *B, *C;
+  int64_t B_step, C_step;
+  Scalar* h;                      // [blocks][padded][W], first to last state
+  int64_t length, padded;
+  bool reverse;
+};
+
+template <class Access, int K, bool kAny>
+NOINLINE static void walk_forward(const ForwardWalk& w) {
+  const Exp2Table table;
+  const int64_t block = w.length * W, block_states = w.padded * W;
+  Vec A[K][kStates], h[K][kStates];
+  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+    A[k][n] = Vec::load(w.A + k * block_states + n * W);
+    h[k][n] = Vec::load(w.h + k * block_states + n * W);
+  }
+  const int64_t first = w.reverse ? w.length - 1 : 0, direction = w.reverse ? -1 : 1;
+  const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W;
+  const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
+  Scalar* y = w.y + first * W;
+  for (int64_t t = 0; t < w.length; ++t) {
+    Vec dt[K], du[K], sum[K];
+    UNROLL for (int k = 0; k < K; ++k) {
+      dt[k] = Vec::load(delta + k * block);
+      du[k] = Vec::load(delta_u + k * block);
+      sum[k] = Vec::load(y + k * block);
+    }
+    UNROLL for (int n = 0; n < kStates; ++n) {
+      const Vec b = Access::get(B, n), c = Access::get(C, n);
+      UNROLL for (int k = 0; k < K; ++k) {
+        const Vec x = dt[k] * A[k][n];
+        const Vec a = kAny ? exp2_any(x, table) : exp2_near(x, table);
+        h[k][n] = fma(a, h[k][n], du[k] * b);
+        sum[k] = fma(h[k][n], c, sum[k]);
+      }
+    }
+    UNROLL for (int k = 0; k < K; ++k) sum[k].store(y + k * block);
+    delta += direction * W, delta_u += direction * W, y += direction * W;
+    B += direction * w.B_step, C += direction * w.C_step;
+  }
+  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) h[k][n].store(w.h + k * block_states + n * W);
+}
+
+INLINE void walk_forward(const ForwardWalk& w, bool per_row, int64_t blocks, bool any) {
+  using Walk = void (*)(const ForwardWalk&);
+  static constexpr Walk walks[2][2][2] = {
+      {{walk_forward<Shared, 1, false>, walk_forward<Shared, 1, true>}, {walk_forward<Shared, 2, false>, walk_forward<Shared, 2, true>}},
+      {{walk_forward<PerRow, 1, false>, walk_forward<PerRow, 1, true>}, {walk_forward<PerRow, 2, false>, walk_forward<PerRow, 2, true>}}};
+  walks[per_row][blocks - 1][any](w);
+}
+
+struct ForwardTask {
+  const ScanPlan& plan;
+  const ScanArgs& args;
+  const int64_t L;
+  Scalar *delta, *delta_u, *y[kMaxDirections], *h, *scratch;
+  StateTile state_tile;
+  int64_t unit;
+  UnitRows rows;
+
+  ForwardTask(Arena& arena, const ScanPlan& p)
+      : plan(p), args(p.args), L(p.length), delta(arena.take(2 * L * W)), delta_u(arena.take(2 * L * W)),
+        y{arena.take(2 * L * W), arena.take(2 * L * W)}, h(arena.take(2 * p.padded * W)), scratch(arena.take(2 * L * W)),
+        state_tile(arena, p), unit(-1) {}
+
+  void run(int64_t new_unit, int64_t first_segment, int64_t last_segment) {
+    unit = new_unit;
+    rows = UnitRows(plan, unit);
+    int64_t group = -1;
+    for (int64_t s = first_segment; s < last_segment; ++s) {
+      if (plan.group_of_segment(s) != group) state_tile.load(plan, unit, group = plan.group_of_segment(s));
+      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2) scan_blocks(b, b + 1 < end ? 2 : 1);
+    }
+  }
+
+ private:
+  void scan_blocks(int64_t block, int64_t count) {
+    for (int d = 0; d < args.directions; ++d) {
+      bool any = false;
+      for (int64_t k = 0; k < count; ++k) {
+        any = prepare(d, block + k, delta + k * L * W, delta_u + k * L * W, y[d] + k * L * W) || any;
+        load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
+      }
+      for (int64_t k = 0; k < count; k += plan.at_once[d]) walk(d, block + k, k, count - k < plan.at_once[d] ? count - k : plan.at_once[d], any);
+      if (args.last_state)
+        for (int64_t k = 0; k < count; ++k) store_state(plan, args.last_state, unit, block + k, h + k * plan.padded * W);
+    }
+    for (int64_t k = 0; k < count; ++k) finish(block + k, k * L * W);
+  }
+
+  void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
+    const int64_t width = plan.bc_width(d);
+    for (int64_t n = 0; n < plan.padded; n += kStates) {
+      const ForwardWalk w{delta + k * L * W, delta_u + k * L * W, y[d] + k * L * W, plan.A[d] + (block * plan.padded + n) * W,
+                          state_tile.at(plan, d, 0, block) + n * width, state_tile.at(plan, d, 1, block) + n * width,
+                          state_tile.step_of(plan, d, 0), state_tile.step_of(plan, d, 1),
+                          h + (k * plan.padded + n) * W, L, plan.padded, args.dir[d].reverse};
+      walk_forward(w, plan.per_row[d], count, any);
+    }
+  }
+
+  // delta after bias and softplus, delta u, and y = D u; says whether the slow exponential is needed.
+  bool prepare(int d, int64_t block, Scalar* dt, Scalar* du, Scalar* sum) {
+    const Window u = load_block(args.dir[d].u, rows.u[d], plan, unit, block, scratch);
+    const Window raw = load_block(args.dir[d].delta, rows.delta[d], plan, unit, block, scratch + L * W);
+    const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W);
+    Vec largest(Scalar(0));
+    for (int64_t t = 0; t < L; ++t) {
+      Vec x = Vec::load(raw.p + t * raw.stride) + bias;
+      if (args.delta_softplus) x = softplus(x);
+      const Vec input = Vec::load(u.p + t * u.stride);
+      largest = max_bits(largest, abs(x));
+      x.store(dt + t * W);
+      (x * input).store(du + t * W);
+      (D * input).store(sum + t * W);
+    }
+    return plan.needs_any(d, block, largest);
+  }
+
+  void finish(int64_t block, int64_t at) {  // y = (sum of directions) * scale * silu(z)
+    const int outputs = args.concatenate ? args.directions : 1;
+    const bool add = !args.concatenate && args.directions == 2;
+    const Vec scale = Scalar(args.scale);
+    for (int d = 0; d < outputs; ++d) {
+      const Window out = block_window(args.y[d], rows.y[d], plan, unit, block, scratch + L * W);
+      const Scalar *first = y[d] + at, *second = y[1] + at;
+      if (args.z.data) {
+        const Window z = load_block(args.z, rows.z, plan, unit, block, scratch);
+        for (int64_t t = 0; t < L; ++t) {
+          const Vec sum = add ? Vec::load(first + t * W) + Vec::load(second + t * W) : Vec::load(first + t * W);
+          const Vec gate = Vec::load(z.p + t * z.stride);
+          (sum * scale * (gate * sigmoid(gate))).store(out.p + t * out.stride);
+        }
+      } else {
+        for (int64_t t = 0; t < L; ++t) {
+          const Vec sum = add ? Vec::load(first + t * W) + Vec::load(second + t * W) : Vec::load(first + t * W);
+          (sum * scale).store(out.p + t * out.stride);
+        }
+      }
+      store_block(out, args.y[d], rows.y[d], plan, unit, block);
+    }
+  }
+};
+
+static void scan_forward(const ScanArgs& args, ParallelFor run) {
+  const ScanPlan plan(args);
+  Arena measure(nullptr);
+  const ForwardTask measured(measure, plan);
+  parallel(run, plan.tasks(), [&](int64_t begin, int64_t end) {
+    Memory memory(measure.used, false);
+    Arena arena(memory.base);
+    ForwardTask task(arena, plan);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t partial = i / plan.splits, split = i % plan.splits;
+      for (int64_t unit = plan.first_unit(partial); unit < plan.first_unit(partial + 1); ++unit)
+        task.run(unit, plan.first_segment(split), plan.first_segment(split + 1));
+    }
+  });
+}

@@ -1,0 +1,45 @@
+// One float64 at a time, through libm: the accumulation type of float64 tensors. Included inside an ISA namespace; see
+// kernels_float64.cpp.
+
+struct Vec {
+  using Scalar = double;
+  static constexpr int W = 1;
+  double v;
+
+  INLINE Vec() {}
+  INLINE Vec(double x) : v(x) {}
+  INLINE static Vec broadcast(const double* p) { return *p; }
+  INLINE static Vec load(const double* p) { return *p; }
+  INLINE void store(double* p) const { *p = v; }
+};
+
+INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+INLINE Vec fma(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
+INLINE Vec abs(Vec a) { return ::fabs(a.v); }
+INLINE Vec max_bits(Vec a, Vec b) { return a.v >= b.v ? a.v : b.v != b.v ? b.v : a.v != a.v ? a.v : b.v; }
+INLINE void transpose(Vec*) {}
+
+struct Exp2Table {
+  INLINE Exp2Table() {}
+};
+INLINE Vec exp2_near(Vec t, const Exp2Table&) { return ::exp2(t.v); }
+INLINE Vec exp2_any(Vec t, const Exp2Table&) { return ::exp2(t.v); }
+
+INLINE Vec sigmoid(Vec x) { return 1. / (1. + ::exp(-x.v)); }
+INLINE Vec softplus(Vec x) { return (x.v > 0. ? x.v : 0.) + ::log1p(::exp(-::fabs(x.v))) + (x.v != x.v ? x.v : 0.); }
+INLINE Vec softplus(Vec x, Vec* derivative) {
+  *derivative = sigmoid(x);
+  return softplus(x);
+}
+
+// acc[i] += the i-th argument.
+constexpr int kReduceWidth = 4;
+INLINE void accumulate4(double* acc, Vec a, Vec b, Vec c, Vec d) {
+  acc[0] += a.v;
+  acc[1] += b.v;
+  acc[2] += c.v;
+  acc[3] += d.v;
+}

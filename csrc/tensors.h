@@ -1,0 +1,91 @@
+// Between torch tensors and the plain views kernels work on; allocation of outputs.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "checks.h"
+#include "scan_args.h"
+
+namespace ssmvdm {
+
+inline DType dtype_of(const Tensor& t, const char* op, const std::string& name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    case ScalarType::Double: return DType::kFloat64;
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16, float16 or float64, but is ",
+                      torch::headeronly::toString(t.scalar_type()));
+      return DType::kFloat32;
+  }
+}
+inline ScalarType accumulation_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// A (batch, rows, length, *lanes) tensor; with_groups: (batch, groups, rows, length, *lanes).
+inline SequenceView view_of(const Tensor& t, DType dtype, bool with_groups = false) {
+  const int64_t row = with_groups ? 2 : 1;
+  SequenceView view{};
+  view.data = t.data_ptr();
+  view.dtype = dtype;
+  view.batch_stride = t.stride(0);
+  view.group_stride = with_groups ? t.stride(1) : 0;
+  view.row_stride = t.stride(row);
+  view.time_stride = t.stride(row + 1);
+  for (int64_t d = row + 2; d < t.dim(); ++d) {
+    const int64_t size = t.size(d), stride = t.stride(d);
+    if (size == 1) continue;
+    const int32_t last = view.lane_dims - 1;
+    if (last >= 0 && view.lane_stride[last] == size * stride) {
+      view.lane_size[last] *= size;
+      view.lane_stride[last] = stride;
+      continue;
+    }
+    STD_TORCH_CHECK(view.lane_dims < kMaxLaneDims, "a sequence tensor has more than ", kMaxLaneDims,
+                    " lane axes that are not contiguous with one another; call .contiguous() on it");
+    view.lane_size[view.lane_dims] = size;
+    view.lane_stride[view.lane_dims++] = stride;
+  }
+  return view;
+}
+
+inline Tensor empty_strided(const Shape& sizes, const Shape& strides, ScalarType dtype, const Tensor& like) {
+  AtenTensorHandle handle;
+  const auto device = like.device();
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
+  return Tensor(handle);
+}
+
+// Dense, with the dimensions in memory in the order of the strides of `like`, largest first; stable among equals.
+inline Tensor dense_like(const Tensor& like, const Shape& sizes) {
+  const int64_t dims = like.dim();
+  std::vector<int64_t> order(dims);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return like.stride(a) > like.stride(b); });
+  Shape strides(dims);
+  int64_t step = 1;
+  for (int64_t i = dims; i-- > 0; step *= std::max<int64_t>(sizes[order[i]], 1)) strides[order[i]] = step;
+  return empty_strided(sizes, strides, like.scalar_type(), like);
+}
+inline Tensor dense_like(const Tensor& like) { return dense_like(like, shape_of(like)); }
+
+inline Tensor contiguous_empty(const Shape& sizes, ScalarType dtype, const Tensor& like) {
+  Shape strides(sizes.size());
+  int64_t step = 1;
+  for (size_t i = sizes.size(); i-- > 0; step *= std::max<int64_t>(sizes[i], 1)) strides[i] = step;
+  return empty_strided(sizes, strides, dtype, like);
+}
+inline Tensor nothing(const Tensor& like) { return contiguous_empty({0}, like.scalar_type(), like); }
+
+inline void fill_zero(Tensor& t) {
+  if (t.numel() > 0) torch::stable::zero_(t);
+}
+
+}  // namespace ssmvdm
