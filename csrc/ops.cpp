@@ -84,10 +84,13 @@ struct Call {
 
  private:
   void find_groups() {
-    for (int i : {B, C, B_B, C_B})
-      if (tensors[i] && tensors[i]->dim() == int64_t(shape.size()) + 1) args.groups = tensors[i]->size(1);
-    STD_TORCH_CHECK(args.groups > 0 && args.channels % args.groups == 0, op, ": channels (", args.channels,
-                    ") must be a multiple of the groups of B and C (", args.groups, ")");
+    for (int i : {B, C, B_B, C_B}) {
+      if (!tensors[i] || tensors[i]->dim() != int64_t(shape.size()) + 1) continue;
+      const int64_t groups = tensors[i]->size(1);
+      STD_TORCH_CHECK(groups > 0 && args.channels % groups == 0, op, ": channels (", args.channels, ") must be a multiple of the groups of ",
+                      kNames[i], " (", groups, ")");
+      args.groups = std::lcm(args.groups, groups);
+    }
   }
 
   const void* parameter(int i, const Shape& expected) {
@@ -109,8 +112,7 @@ struct Call {
     const bool with_groups = tensors[i]->dim() == int64_t(shape.size()) + 1;
     Shape expected = shape;
     expected[1] = args.states;
-    if (with_groups) expected.insert(expected.begin() + 1, args.groups);
-    STD_TORCH_CHECK(with_groups || args.groups == 1, op, ": ", kNames[i], " must have ", args.groups, " groups as the others have");
+    if (with_groups) expected.insert(expected.begin() + 1, tensors[i]->size(1));
     check_shape(*tensors[i], expected, op, kNames[i]);
     check_dtype(*tensors[i], tensors[U]->scalar_type(), op, kNames[i]);
     *view = view_of(*tensors[i], dtype_of(*tensors[i], op, kNames[i]), with_groups);
@@ -158,7 +160,8 @@ struct Gradients {
       const bool wanted = t && (needs >> i & 1);
       const bool is_sequence = t && t->dim() >= int64_t(call.shape.size()) && i != INITIAL_STATE;
       tensors.push_back(!wanted ? nothing(t ? *t : *call.tensors[U]) : is_sequence ? dense_like(*t) : contiguous_empty(shape_of(*t), t->scalar_type(), *t));
-      if (wanted && call.is_empty()) fill_zero(tensors.back());
+      const bool used = i < U_B || i == INITIAL_STATE || call.direction == kBoth;
+      if (wanted && (call.is_empty() || !used)) fill_zero(tensors.back());
     }
     ScanBackwardArgs& a = call.args;
     a.shared = {!call.tensors[U_B], !call.tensors[DELTA_B], !call.tensors[A_B], !call.tensors[B_B],
@@ -215,7 +218,8 @@ struct ConvCall {
   const char* op;
   ConvBackwardArgs args{};
   Tensor x;
-  Optional weight[2], bias[2];  // in the accumulation type; the reverse direction's own or the shared ones
+  Optional weight[2], bias[2];  // in the accumulation type
+  bool own_weight, own_bias;    // the reverse direction has its own, rather than sharing the forward one's
 
   ConvCall(const char* op_, const Tensor& x_, const Tensor& w, const Optional& b, const Optional& w_b, const Optional& b_b, int64_t direction, bool silu)
       : op(op_), x(x_) {
@@ -230,10 +234,12 @@ struct ConvCall {
     args.silu = silu;
     check_cpu(x, op, "x");
     args.x = view_of(x, dtype_of(x, op, "x"));
+    own_weight = direction == kBoth && w_b, own_bias = direction == kBoth && b_b;
     for (int d = 0; d < 2; ++d) {
-      weight[d] = prepared(d == 1 && w_b ? *w_b : w, {args.channels, args.width}, d == 1 && w_b ? "weight_b" : "weight");
+      const bool reverse_weight = d == 1 && own_weight, reverse_bias = d == 1 && own_bias;
+      weight[d] = prepared(reverse_weight ? *w_b : w, {args.channels, args.width}, reverse_weight ? "weight_b" : "weight");
       args.weight[d] = weight[d]->data_ptr();
-      if (b || (d == 1 && b_b)) bias[d] = prepared(d == 1 && b_b ? *b_b : *b, {args.channels}, d == 1 && b_b ? "bias_b" : "bias");
+      if (b || reverse_bias) bias[d] = prepared(reverse_bias ? *b_b : *b, {args.channels}, reverse_bias ? "bias_b" : "bias");
       args.bias[d] = bias[d] ? bias[d]->data_ptr() : nullptr;
     }
   }
@@ -277,13 +283,14 @@ std::tuple<T, T, T, T, T> conv1d_backward(Tensor dy, Tensor dy_b, Tensor x, Tens
   for (int i = 0; i < 5; ++i) {
     const bool wanted = inputs[i] && (needs >> i & 1);
     gradients.push_back(!wanted ? nothing(inputs[i] ? *inputs[i] : x) : i == 0 ? dense_like(x) : contiguous_empty(shape_of(*inputs[i]), inputs[i]->scalar_type(), x));
-    if (wanted && i > 0) sums[i] = contiguous_empty(shape_of(*inputs[i]), accumulation_type(x), x);
-    if (wanted && call.is_empty()) fill_zero(gradients.back());
+    const bool used = i < 3 || (i == 3 ? call.own_weight : call.own_bias);
+    if (wanted && i > 0 && used) sums[i] = contiguous_empty(shape_of(*inputs[i]), accumulation_type(x), x);
+    if (wanted && (call.is_empty() || !used)) fill_zero(gradients.back());
   }
   if (!call.is_empty()) {
     if (needs & 1) call.args.dx = view_of(gradients[0], call.args.x.dtype);
     for (int d = call.args.first_direction; d <= call.args.last_direction; ++d) {
-      const Optional &dweight = sums[d == 1 && weight_b ? 3 : 1], &dbias = sums[d == 1 && bias_b ? 4 : 2];
+      const Optional &dweight = sums[d == 1 && call.own_weight ? 3 : 1], &dbias = sums[d == 1 && call.own_bias ? 4 : 2];
       call.args.dweight[d] = dweight ? dweight->data_ptr() : nullptr;
       call.args.dbias[d] = dbias ? dbias->data_ptr() : nullptr;
     }

@@ -15,7 +15,8 @@ constexpr int kMaxDirections = 2;
 struct SequenceView {
   void* data;
   DType dtype;
-  int64_t batch_stride, group_stride, row_stride, time_stride;
+  int64_t batch_stride, row_stride, time_stride;
+  int64_t groups = 1, group_stride;  // of B and C
   int32_t lane_dims;
   int64_t lane_size[kMaxLaneDims], lane_stride[kMaxLaneDims];
 };
@@ -32,7 +33,8 @@ struct ScanDirection {
 
 // y_t = sum over directions of <C_t, h_t> + D u_t, times scale and silu(z_t); h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t.
 struct ScanArgs {
-  int64_t batch, channels, length, lanes, states, groups;
+  int64_t batch, channels, length, lanes, states;
+  int64_t groups;            // the least common multiple of those of all B and C
   int32_t directions;
   DType compute;             // kFloat32 or kFloat64
   bool delta_softplus;

@@ -35,6 +35,7 @@ inline SequenceView view_of(const Tensor& t, DType dtype, bool with_groups = fal
   view.data = t.data_ptr();
   view.dtype = dtype;
   view.batch_stride = t.stride(0);
+  view.groups = with_groups ? t.size(1) : 1;
   view.group_stride = with_groups ? t.stride(1) : 0;
   view.row_stride = t.stride(row);
   view.time_stride = t.stride(row + 1);

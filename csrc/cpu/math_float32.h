@@ -6,8 +6,8 @@ INLINE Vec scale_in_two_steps(Vec p, Vec n) {  // p * 2^n for integral |n| <= 25
   return p * power_of_two(half) * power_of_two(n - half);
 }
 
-INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7
-  const Vec bounded = max(Vec(-170.f), x);
+INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7; zero where the result would be subnormal
+  const Vec bounded = max(Vec(-87.3f), x);
   const Vec n = round(bounded * Vec(1.44269504f));
   const Vec r = fnma(n, Vec(-2.12194440e-4f), fnma(n, Vec(0.693359375f), bounded));  // ln 2 in two parts, the first exact
   Vec p(0.0013814602f);
@@ -15,7 +15,7 @@ INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7
   p = fma(p, r, Vec(0.04166839f));
   p = fma(p, r, Vec(0.16666521f));
   p = fma(p, r, Vec(0.49999994f));
-  return scale_in_two_steps(fma(r * r, p, r) + Vec(1.f), n);
+  return zero_where_less(x, Vec(-87.3f), (fma(r * r, p, r) + Vec(1.f)) * power_of_two(n));
 }
 
 INLINE Vec log1p_unit(Vec e) {  // log(1 + e) for 0 <= e <= 1; relative error 5e-9 + rounding

@@ -1,18 +1,18 @@
 // How a call is divided. A unit is what shares B and C: one sequence, its channels side by side in vectors ("channel
 // mode"); or W sequences side by side, one channel after another ("lane mode", for tensors whose lanes are contiguous).
-// Both walk blocks of rows; two blocks are scanned together so that they share every load of B and C. Eight blocks are a
-// segment: sums over channels are formed per segment and added in order, so that no result depends on how segments and
-// units are spread over threads. Included inside an ISA namespace.
+// Both walk blocks of rows; two blocks are scanned together so that they share every load of B and C. A run of
+// blocks is a segment: sums over channels are formed per segment and added in order, so that no result depends on how
+// segments and units are spread over threads. Included inside an ISA namespace.
 
-constexpr int64_t kSegmentBlocks = 8;
 constexpr int64_t kMaxPartials = 64;  // of sums over sequences
+constexpr int64_t kFewUnits = 16;     // below this, threads also share the channels of a unit
 
 struct Plan {
   bool lane_mode;
   int64_t batch, channels, length, lanes, groups;
   int64_t sequences, units;
   int64_t group_channels, block_channels, group_blocks, blocks;
-  int64_t group_segments, segments;
+  int64_t segment_blocks, group_segments, segments;
   int64_t partials, splits;  // tasks = partials * splits: a run of units, a run of segments
 
   Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like)
@@ -25,22 +25,25 @@ struct Plan {
     block_channels = lane_mode ? 1 : W;
     group_blocks = (group_channels + block_channels - 1) / block_channels;
     blocks = groups * group_blocks;
-    group_segments = (group_blocks + kSegmentBlocks - 1) / kSegmentBlocks;
+    segment_blocks = lane_mode ? 64 : 8;
+    group_segments = (group_blocks + segment_blocks - 1) / segment_blocks;
     segments = groups * group_segments;
     partials = units < kMaxPartials ? units : kMaxPartials;
-    splits = units < kMaxPartials ? kMaxPartials / units : 1;
+    splits = units < kFewUnits ? 2 * kFewUnits / units : 1;
     if (splits > segments) splits = segments;
   }
 
   int64_t tasks() const { return partials * splits; }
   int64_t first_unit(int64_t partial) const { return partial * units / partials; }
   int64_t first_segment(int64_t split) const { return split * segments / splits; }
+  int64_t own_group(const SequenceView& view, int64_t group) const { return group / (groups / view.groups); }
+  int64_t own_segments(const SequenceView& view) const { return group_segments * (groups / view.groups); }
   int64_t group_of_segment(int64_t segment) const { return segment / group_segments; }
   int64_t first_block(int64_t segment) const {  // within the blocks of all groups
-    return group_of_segment(segment) * group_blocks + segment % group_segments * kSegmentBlocks;
+    return group_of_segment(segment) * group_blocks + segment % group_segments * segment_blocks;
   }
   int64_t last_block(int64_t segment) const {
-    const int64_t end = first_block(segment) + kSegmentBlocks, limit = (group_of_segment(segment) + 1) * group_blocks;
+    const int64_t end = first_block(segment) + segment_blocks, limit = (group_of_segment(segment) + 1) * group_blocks;
     return end < limit ? end : limit;
   }
   int64_t first_channel(int64_t block) const {

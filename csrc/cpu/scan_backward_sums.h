@@ -69,41 +69,44 @@ struct SegmentSums {
       : plan(p), args(static_cast<const ScanBackwardArgs&>(p.args)), width(p.lane_mode ? W : 1), tile(p.length * p.padded * width),
         set(2 * p.args.directions * tile), kept(p.splits > 1 ? p.units * p.segments * set * int64_t(sizeof(Scalar)) : 0, false) {}
 
-  bool wanted(int d, int which) const {
-    const SequenceView* views[] = {&args.grad[d].dB, &args.grad[d].dC};
-    const bool shared = which == 0 ? args.shared.B : args.shared.C;
-    return views[which]->data || (d == 1 && shared && (which == 0 ? args.grad[0].dB : args.grad[0].dC).data);
-  }
+  const SequenceView& gradient(int d, int which) const { return which == 0 ? args.grad[d].dB : args.grad[d].dC; }
+  bool is_shared(int which) const { return args.directions == 2 && (which == 0 ? args.shared.B : args.shared.C); }
+  // Where the sums of a direction end up; with shared B or C those of both directions in the first view.
+  const SequenceView& target(int d, int which) const { return gradient(is_shared(which) ? 0 : d, which); }
   Scalar* slot(int64_t unit, int64_t segment) { return kept.data() + (unit * plan.segments + segment) * set; }
 
-  void store(int64_t unit, int64_t group, Scalar* total) const {  // total: [direction][B, C][tile]
-    for (int which = 0; which < 2; ++which) {
-      const bool shared = which == 0 ? args.shared.B : args.shared.C;
-      for (int d = 0; d < args.directions; ++d) {
-        const SequenceView& view = which == 0 ? args.grad[d].dB : args.grad[d].dC;
-        if (!view.data) continue;
-        Scalar* sum = total + (2 * d + which) * tile;
-        if (d == 0 && shared && args.directions == 2)
-          for (int64_t i = 0; i < tile; ++i) sum[i] += total[(2 + which) * tile + i];
-        store_one(view, unit, group, sum);
-      }
-    }
+  // total: [direction][B, C][tile], complete for the group of this gradient that ends with this segment.
+  void store(int64_t unit, int64_t last_segment, int which, int d, Scalar* total) const {
+    const SequenceView& view = gradient(d, which);
+    if (!view.data) return;
+    Scalar* sum = total + (2 * d + which) * tile;
+    if (is_shared(which))
+      for (int64_t i = 0; i < tile; ++i) sum[i] += total[(2 + which) * tile + i];
+    store_one(view, unit, last_segment / plan.own_segments(view), sum);
   }
 
   void finish(ParallelFor run) {
     if (plan.splits == 1) return;
-    parallel(run, plan.units * plan.groups, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t unit = i / plan.groups, group = i % plan.groups;
-        Scalar* total = slot(unit, group * plan.group_segments);
-        for (int64_t s = 1; s < plan.group_segments; ++s)
-          for (int64_t j = 0; j < set; ++j) total[j] += total[s * set + j];
-        store(unit, group, total);
-      }
+    parallel(run, plan.units, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit)
+        for (int which = 0; which < 2; ++which)
+          for (int d = 0; d < args.directions; ++d) {
+            const SequenceView& view = gradient(d, which);
+            if (view.data) add_slots(unit, which, d, plan.own_segments(view));
+          }
     });
   }
 
  private:
+  void add_slots(int64_t unit, int which, int d, int64_t own) {
+    for (int64_t first = 0; first < plan.segments; first += own) {
+      Scalar* total = slot(unit, first);
+      for (int e = d; e < (is_shared(which) ? args.directions : d + 1); ++e)
+        for (int64_t s = 1; s < own; ++s)
+          for (int64_t i = (2 * e + which) * tile, end = i + tile; i < end; ++i) total[i] += total[s * set + i];
+      store(unit, first + own - 1, which, d, total);
+    }
+  }
   void store_one(const SequenceView& view, int64_t unit, int64_t group, const Scalar* sum) const {
     const Rows rows = plan.rows_of(view, unit);
     const int64_t offset = rows.base + group * view.group_stride;
@@ -155,12 +158,19 @@ struct ChannelSums {
   }
 
   void end_segment(int64_t unit, int64_t segment) {
-    const bool keep = plan.splits > 1, start = keep || segment % plan.group_segments == 0;
+    const bool keep = plan.splits > 1;
     Scalar* target = keep ? segments->slot(unit, segment) : total;
-    for (int d = 0; d < plan.args.directions; ++d)
-      for (int which = 0; which < 2; ++which)
-        if (!constant(d, which) && segments->wanted(d, which)) reduce(walked[d][which], d, start, target + (2 * d + which) * segments->tile);
-    if (!keep && (segment + 1) % plan.group_segments == 0) segments->store(unit, plan.group_of_segment(segment), total);
+    for (int which = 0; which < 2; ++which) {
+      for (int d = 0; d < plan.args.directions; ++d) {
+        const SequenceView& view = segments->target(d, which);
+        if (constant(d, which) || !view.data) continue;
+        reduce(walked[d][which], d, keep || segment % plan.own_segments(view) == 0, target + (2 * d + which) * segments->tile);
+      }
+      for (int d = 0; d < plan.args.directions && !keep; ++d) {
+        const SequenceView& view = segments->gradient(d, which);
+        if (!constant(d, which) && view.data && (segment + 1) % plan.own_segments(view) == 0) segments->store(unit, segment, which, d, total);
+      }
+    }
   }
 
  private:

@@ -82,7 +82,7 @@ struct ScanPlan : Plan {
   }
 };
 
-// B and C of one unit and group, as the recurrence reads them: [length][padded][1 or W].
+// B and C of one unit and group (each may have fewer groups of its own), as the recurrence reads them: [length][padded][1 or W].
 struct StateTile {
   Scalar* scratch[kMaxDirections][2];
   const Scalar* p[kMaxDirections][2];  // B, C
@@ -112,7 +112,7 @@ struct StateTile {
   void load_one(const ScanPlan& plan, const SequenceView& view, int64_t unit, int64_t group, int d, int which) {
     const int64_t N = plan.states, padded = plan.padded, L = plan.length;
     const Rows rows = plan.rows_of(view, unit);
-    const int64_t offset = rows.base + group * view.group_stride;
+    const int64_t offset = rows.base + plan.own_group(view, group) * view.group_stride;
     Scalar* tile = scratch[d][which];
     p[d][which] = tile;
     step[d][which] = padded * plan.bc_width(d);

@@ -39,6 +39,7 @@ INLINE Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
 INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), otherwise.v, if_negative.v);
 }
+INLINE Vec zero_where_less(Vec a, Vec b, Vec x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v); }
 INLINE Vec max_bits(Vec a, Vec b) {
   return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
 }

@@ -29,7 +29,7 @@ INLINE Vec exp2_near(Vec t, const Exp2Table&) { return ::exp2(t.v); }
 INLINE Vec exp2_any(Vec t, const Exp2Table&) { return ::exp2(t.v); }
 
 INLINE Vec sigmoid(Vec x) { return 1. / (1. + ::exp(-x.v)); }
-INLINE Vec softplus(Vec x) { return (x.v > 0. ? x.v : 0.) + ::log1p(::exp(-::fabs(x.v))) + (x.v != x.v ? x.v : 0.); }
+INLINE Vec softplus(Vec x) { return (x.v > 0. ? x.v : 0.) + ::log1p(::exp(-::fabs(x.v))); }
 INLINE Vec softplus(Vec x, Vec* derivative) {
   *derivative = sigmoid(x);
   return softplus(x);

@@ -1,0 +1,69 @@
+# Each target sets up what it needs, from nothing but python3 and a C++20 compiler, in $(VENV).
+#
+#   make test VENV=/path/env                 another virtual environment; a torch found there is kept
+#   make test PYTHON=/path/python VENV=      that interpreter's own environment, no virtual environment made
+#
+# torch is pinned by constraints.txt where none is installed yet. MAX_JOBS, NVCC_THREADS, TORCH_CUDA_ARCH_LIST,
+# CUDA_HOME, FORCE_CUDA and SSMVDM_SKIP_CUDA_BUILD reach the extension build.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+ifeq ($(strip $(VENV)),)
+ENV_PYTHON := $(PYTHON)
+STAMPS := build/stamps$(subst /,-,$(shell $(PYTHON) -c 'import sys; print(sys.prefix)'))
+else
+ENV_PYTHON := $(VENV)/bin/python
+STAMPS := $(VENV)/.ssmvdm
+endif
+
+PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
+NATIVE_SOURCES := $(shell find csrc -type f)
+
+.PHONY: help bench test build lint clean missing
+.NOTPARALLEL:
+
+help:
+	@echo "make bench   memory and time against frame count, for every temporal layer -> benchmarks/results/"
+	@echo "make test    the test suite"
+	@echo "make build   the package, installed editable with what development needs"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove build outputs and caches; the environment stays"
+
+bench: build
+	$(ENV_PYTHON) -m ssmvdm.cli bench memory
+
+test: build
+	MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q tests
+
+build: $(STAMPS)/built
+
+lint: $(STAMPS)/requirements
+	$(ENV_PYTHON) -m ruff check .
+	$(ENV_PYTHON) -m mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -f ssmvdm_kernels/_C*.so $(STAMPS)/built
+	find ssmvdm ssmvdm_kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ifneq ($(strip $(VENV)),)
+$(ENV_PYTHON):
+	$(PYTHON) -m venv $(VENV)
+endif
+
+# A torch that is already there is pinned to what it is, so that nothing below can replace it.
+$(STAMPS)/requirements: pyproject.toml constraints.txt | $(if $(strip $(VENV)),$(ENV_PYTHON))
+	@$(ENV_PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python >= 3.10 is needed")'
+	@mkdir -p $(@D)
+	@$(ENV_PYTHON) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+		> $(@D)/constraints.txt 2> /dev/null || cp constraints.txt $(@D)/constraints.txt
+	$(PIP) install -q -c $(@D)/constraints.txt torch "setuptools>=64" wheel
+	SSMVDM_PURE_PYTHON=1 $(PIP) install -q -c $(@D)/constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+# The editable install above finds whatever this leaves in the source tree, and here the compiler's output is shown.
+$(STAMPS)/built: $(STAMPS)/requirements setup.py $(NATIVE_SOURCES) $(if $(wildcard ssmvdm_kernels/_C.*),,missing)
+	$(ENV_PYTHON) setup.py -q build_ext --inplace
+	@ls ssmvdm_kernels/_C.* > /dev/null 2>&1 || { echo "the C++ extension was not built: see above"; exit 1; }
+	@touch $@

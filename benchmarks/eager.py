@@ -1,0 +1,98 @@
+"""The temporal layers as published, in plain torch operations of any dtype: in float64 the truth a layer is gated
+against, in float32 the yardstick of its rounding error. Nothing here calls the code under test; only its weights."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False) -> Tensor:
+    """Causal selective scan the way mamba-ssm's own reference does it: all factors exp(delta A) and delta u B at once,
+    a Python loop over time, states summed by einsum. u, delta, z (b, d, l); A (d, n); B, C (b, n, l) -> (b, d, l)."""
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    h = decay.new_zeros(decay.shape[0], decay.shape[1], decay.shape[3])
+    steps = []
+    for time in range(u.shape[-1]):
+        h = decay[:, :, time] * h + drive[:, :, time]
+        steps.append(torch.einsum("bdn,bn->bd", h, C[:, :, time]))
+    y = torch.stack(steps, dim=-1)
+    y = y if D is None else y + u * D[:, None]
+    return y if z is None else y * F.silu(z)
+
+
+def temporal_layer(layer: nn.Module, x: Tensor, position_bias: Tensor | None = None) -> Tensor:
+    """What `layer` computes of x (b, c, f, h, w), in x's dtype. TypeError for a layer this module does not know."""
+    sequences = x.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (b h w, f, c)
+    weights = {name: parameter.detach().to(x.dtype) for name, parameter in layer.named_parameters()}
+    kind = type(layer).__name__
+    if kind == "TemporalAttention":
+        bias = None if position_bias is None else position_bias.detach().to(x.dtype)
+        y = _attention(sequences, weights, layer.heads, bias)
+    elif kind == "TemporalLinearAttention":
+        y = _linear_attention(sequences, weights, layer.heads)
+    elif kind == "BidirectionalMamba":
+        y = _bidirectional_mamba(sequences, weights)
+    else:
+        raise TypeError(f"no plain form of temporal layer {kind}")
+    b, _, f, h, w = x.shape
+    return y.reshape(b, h, w, f, -1).permute(0, 4, 3, 1, 2)
+
+
+def _heads(x: Tensor, weights: dict, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v each (sequences, heads, frames, dim_head), q and k with their rotary embedding."""
+    q, k, v = (x @ weights["to_qkv.weight"].T).chunk(3, dim=-1)
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return _rotate(q), _rotate(k), v
+
+
+def _rotate(x: Tensor) -> Tensor:
+    """Feature pairs as complex numbers, times exp(i t w_j), w_j = 10000^(-2 j / dim) (RoFormer, eq. 34)."""
+    dim = min(32, x.shape[-1])
+    complex_dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
+    frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angle = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * frequency
+    turn = torch.polar(torch.ones_like(angle), angle).to(complex_dtype)
+    pairs = torch.view_as_complex(x[..., :dim].unflatten(-1, (-1, 2)).contiguous())
+    return torch.cat([torch.view_as_real(pairs * turn).flatten(-2), x[..., dim:]], dim=-1)
+
+
+def _merge_heads(y: Tensor, weights: dict) -> Tensor:
+    return y.transpose(1, 2).flatten(-2) @ weights["to_out.weight"].T
+
+
+def _attention(x: Tensor, weights: dict, heads: int, bias: Tensor | None) -> Tensor:
+    q, k, v = _heads(x, weights, heads)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias
+    return _merge_heads(torch.softmax(scores, dim=-1) @ v, weights)
+
+
+def _linear_attention(x: Tensor, weights: dict, heads: int) -> Tensor:
+    """The (frames x frames) product first: slower than the layer's own order of products, and independent of it."""
+    q, k, v = _heads(x, weights, heads)
+    q = torch.softmax(q, dim=-1) * q.shape[-1] ** -0.5
+    k = torch.softmax(k, dim=-2)
+    return _merge_heads((q @ k.transpose(-1, -2)) @ v, weights)
+
+
+def _bidirectional_mamba(x: Tensor, weights: dict) -> Tensor:
+    """Two causal passes with flips between, as the paper's code runs it."""
+    x, z = (x @ weights["in_proj.weight"].T + weights["in_proj.bias"]).transpose(1, 2).chunk(2, dim=1)  # (n, d, f)
+    y = _direction(x, z, weights, "causal") + _direction(x.flip(-1), z.flip(-1), weights, "anticausal").flip(-1)
+    return y.transpose(1, 2) @ weights["out_proj.weight"].T + weights["out_proj.bias"]
+
+
+def _direction(x: Tensor, z: Tensor, weights: dict, name: str) -> Tensor:
+    own = {key.removeprefix(name + "."): value for key, value in weights.items() if key.startswith(name + ".")}
+    width = own["conv_weight"].shape[1]
+    u = F.conv1d(F.pad(x, (width - 1, 0)), own["conv_weight"][:, None], own["conv_bias"], groups=x.shape[1])
+    u = F.silu(u)
+    rank, states = own["dt_proj.weight"].shape[1], own["A_log"].shape[1]
+    low, B, C = (own["x_proj.weight"] @ u).split((rank, states, states), dim=1)
+    A = -torch.exp(own["A_log"])
+    return selective_scan(u, own["dt_proj.weight"] @ low, A, B, C, own["D"], z, own["dt_bias"], delta_softplus=True)

@@ -1,0 +1,87 @@
+"""Where and on what a benchmark ran: every result carries this."""
+
+import os
+import platform
+import re
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+
+
+def device_name() -> str:
+    """The processor as it calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return re.sub(r"\s+", " ", line.split(":", 1)[1]).strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_slug(name: str) -> str:
+    """A folder name: `AMD EPYC 9R45` -> `amd-epyc-9r45`."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm|c)\)|processor|cpu", " ", name.lower())).strip("-") or "unknown"
+
+
+def commit() -> str:
+    """Commit of the checkout this file lies in, with "+" if tracked files differ; "unknown" outside of one."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        call = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+        return call.stdout.strip() if call.returncode == 0 else ""
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel") or "/") != folder:
+            return "unknown"  # site-packages inside somebody else's checkout
+        head = git("rev-parse", "--short=10", "HEAD")
+        return head + ("+" if head and git("status", "--porcelain", "--untracked-files=no") else "") or "unknown"
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+
+
+def total_memory_bytes() -> int | None:
+    """Physical memory, or the control group's limit where that is smaller."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return min(total, int(limit)) if limit.isdigit() else total
+    except OSError:
+        return total
+
+
+def describe(threads: int) -> dict:
+    """Everything a reader needs to repeat the run. Imports torch and the kernels."""
+    import torch
+
+    import ssmvdm
+    import ssmvdm_kernels
+
+    name = device_name()
+    return {
+        "device": name,
+        "device_slug": device_slug(name),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_bytes": total_memory_bytes(),
+        "vector_extension": torch.backends.cpu.get_cpu_capability(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ssmvdm": ssmvdm.__version__,
+        "backends": list(ssmvdm_kernels.available_backends()),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def one_line(environment: dict) -> str:
+    """Provenance as it is stamped into figures."""
+    return (
+        f"{environment['device']}, {environment['threads']} threads · torch {environment['torch']} · "
+        f"ssmvdm {environment['ssmvdm']} ({environment['commit']}) · {environment['date'][:10]}"
+    )

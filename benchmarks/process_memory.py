@@ -1,0 +1,72 @@
+"""Memory of this process: what it uses, what it used at most, and a limit on what it may take. Linux first."""
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def resident_bytes() -> int | None:
+    """Memory in use now; None where the system does not tell."""
+    return _status_bytes("VmRSS")
+
+
+def lifetime_peak_bytes() -> int:
+    """Largest resident size by getrusage. Cannot be reset, and on Linux starts at what the parent had at fork."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak() -> bool:
+    """Start a new high-water mark here; False where the system cannot (then only the lifetime peak is known)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int:
+    """High-water mark of the resident size since `reset_peak`, else since the process began."""
+    return _status_bytes("VmHWM") or lifetime_peak_bytes()
+
+
+def available_bytes() -> int | None:
+    """Memory that the machine can still give without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def limit_further_bytes(further_bytes: int) -> None:
+    """Let this process take at most so much more memory: beyond it allocations fail, instead of the machine."""
+    used = _status_bytes("VmData")
+    if used is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = used + further_bytes
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def volunteer_for_oom_kill() -> None:
+    """If memory runs out all the same, this process goes first, not the one that waits for it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")

@@ -1,0 +1,322 @@
+"""Results to files: JSON, CSV, the figure, and one self-contained HTML page. All of them, or none."""
+
+import csv
+import html
+import json
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks.environment import one_line
+from benchmarks.errors import InputError
+from benchmarks.shapes import GIB, LAYER_NAMES, LAYERS, layer_named
+
+STEM = "memory"
+CSV_FIELDS = (
+    "measure", "layer", "frames", "status", "detail", "parameters",
+    "step_seconds_median", "step_seconds_min", "step_seconds_max",
+    "peak_bytes_median", "peak_bytes_min", "peak_bytes_max", "saved_bytes", "gate_passed",
+)  # fmt: skip
+SUMMARIES = {"median": median, "min": min, "max": max}
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Create the folder for results and make sure that files can be written there; InputError if not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(f"cannot write results to {folder}: {error.strerror or error}") from error
+
+
+def write_all(result: dict, folder: Path) -> Path:
+    """Everything is written beside its place first and renamed last, so that an interrupted run leaves the earlier
+    results whole. Returns the path of the HTML page."""
+    from benchmarks.plots import save_all
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
+        draft = Path(name)
+        save_all(result, draft, STEM)
+        (draft / f"{STEM}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        _write_csv(result, draft / f"{STEM}.csv")
+        (draft / f"{STEM}.html").write_text(page(result), encoding="utf-8")
+        for path in sorted(draft.iterdir()):
+            path.replace(folder / path.name)
+    return folder / f"{STEM}.html"
+
+
+def load(path: Path) -> dict:
+    """A result written by `write_all`. InputError if the file cannot be read, is no JSON, or is something else."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # undecodable bytes, no JSON, or brackets without end
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    try:
+        _check(result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a result of `ssmvdm bench memory`: {error!r}") from error
+    return result
+
+
+def _check(result: dict) -> None:
+    """Raises whatever comes first when a part that is drawn or tabulated is missing."""
+    if result["schema"] != 1 or result["kind"] != "memory":
+        raise ValueError(f"schema {result['schema']!r}, kind {result['kind']!r}")
+    one_line(result["environment"])
+    settings = result["settings"]
+    if not all(isinstance(count, int) and count > 0 for count in settings["frames"]):
+        raise ValueError("settings.frames")
+    _ = settings["network"]["base_channels"], settings["network"]["size"], float(result["wall_seconds"])
+    for row in result["training"] + result["saved"]:
+        if row["layer"] not in LAYER_NAMES or row["frames"] not in settings["frames"]:
+            raise ValueError(f"row {row['layer']!r}, {row['frames']!r}")
+        _ = str(row["status"]), str(row["detail"])
+        if row["status"] == "ok" and row in result["training"]:
+            _ = median(row["peak_bytes"]) + median(row["step_seconds"]) + row["saved_bytes"]
+        elif row["status"] == "ok":
+            _ = float(row["saved_bytes"])
+
+
+def _write_csv(result: dict, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, CSV_FIELDS, extrasaction="ignore")
+        writer.writeheader()
+        for measure in ("training", "saved"):
+            for row in result[measure]:
+                flat = row | {"measure": measure, "gate_passed": row.get("gate", {}).get("passed", "")}
+                for name in ("step_seconds", "peak_bytes"):
+                    if row["status"] == "ok" and name in row:
+                        values = row[name]
+                        flat |= {f"{name}_{key}": of(values) for key, of in SUMMARIES.items()}
+                writer.writerow(flat)
+
+
+def page(result: dict) -> str:
+    """The report. Figures are inline; light and dark follow the reader's system."""
+    network, settings, environment = result["settings"]["network"], result["settings"], result["environment"]
+    setting = f"base width {network['base_channels']}, {network['size']}×{network['size']} pixels, batch 1"
+    limit = settings["memory_limit_bytes"]
+    sections = [
+        _figures(result),
+        _headline(result),
+        _table("Peak memory of a training step, MiB", f"{setting}; median of the repeats", result["training"], settings,
+               lambda row: f"{median(row['peak_bytes']) / 2**20:,.0f}"),
+        _table("Time of a training step, s", f"{setting}; median of the repeats, least and largest below",
+               result["training"], settings, _seconds_cell),
+        _table("Saved for backward, MiB", f"{setting}; exact, counted in the same step", result["training"], settings,
+               lambda row: f"{row['saved_bytes'] / 2**20:,.0f}"),
+    ]  # fmt: skip
+    if result["saved"]:
+        sections.append(
+            _table("Saved for backward, GiB", "the paper's setting: base width 112, 14 heads of 64, 16 states, 32×32 "
+                   "pixels, batch 1; exact, on fake tensors", result["saved"], settings,
+                   lambda row: f"{row['saved_bytes'] / GIB:.2f}")
+        )  # fmt: skip
+    sections += [_gates(result), _method(limit), _environment(environment, result["wall_seconds"])]
+    return _PAGE.replace("@stamp@", html.escape(one_line(environment))).replace("@body@", "\n".join(sections))
+
+
+def _figures(result: dict) -> str:
+    """The panels side by side, or below each other where the page is narrow, in both appearances; then the legend."""
+    from benchmarks.plots import THEMES, panel_svgs
+
+    parts = []
+    for theme in THEMES:
+        for index, svg in enumerate(panel_svgs(result, theme)):
+            body = svg[svg.index("<svg") :]  # without the XML prologue, which HTML does not take
+            for kind in ('id="', "url(#", 'xlink:href="#'):  # several figures in one page: keep their ids apart
+                body = body.replace(kind, f"{kind}{theme.name}{index}-")
+            parts.append(f'<div class="panel {theme.name}">{body}</div>')
+    label = "Memory and time against frames for every temporal layer"
+    return f'<figure role="img" aria-label="{label}">{"".join(parts)}</figure>{_legend(result["settings"])}'
+
+
+def _legend(settings: dict) -> str:
+    from benchmarks.plots import published_in
+
+    entries = [(layer, layer.label, "fill") for layer in LAYERS if layer.name in settings["layers"]]
+    entries += [(layer_named(published.layer), published.label, "none") for published in published_in(settings)]
+    items = []
+    for layer, label, fill in entries:
+        shape = _MARKS[layer.marker].format(fill="currentColor" if fill == "fill" else "none")
+        style = f"--on-light:{layer.color[0]};--on-dark:{layer.color[1]}"
+        mark = f'<svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">{shape}</svg>'
+        items.append(f'<li><span class=mark style="{style}">{mark}</span>{html.escape(label)}</li>')
+    return f"<ul class=legend>{''.join(items)}</ul>"
+
+
+def _headline(result: dict) -> str:
+    """One sentence per comparison with bi-S6 at the largest number of frames where both have numbers."""
+    sentences = []
+    good = {(row["layer"], row["frames"]): row for row in result["training"] if row["status"] == "ok"}
+    for layer in LAYERS:
+        shared = [f for f in result["settings"]["frames"] if (layer.name, f) in good and ("bi-s6", f) in good]
+        if layer.name == "bi-s6" or not shared:
+            continue
+        theirs, ours = good[layer.name, shared[-1]], good["bi-s6", shared[-1]]
+        memory = median(theirs["peak_bytes"]) / median(ours["peak_bytes"])
+        seconds = median(theirs["step_seconds"]) / median(ours["step_seconds"])
+        sentences.append(
+            f"<li><b>{html.escape(layer.label)}</b> at {shared[-1]} frames: {memory:.2f}× the memory and "
+            f"{seconds:.2f}× the time of bi-S6.</li>"
+        )
+    failed = [row for row in result["training"] + result["saved"] if row["status"] != "ok"]
+    for row in failed:
+        sentences.append(
+            f"<li class=bad><b>{html.escape(layer_named(row['layer']).label)}</b> at {row['frames']} frames: "
+            f"{html.escape(row['status'])} ({html.escape(row['detail'])}).</li>"
+        )
+    return f"<ul>{''.join(sentences)}</ul>" if sentences else ""
+
+
+def _seconds_cell(row: dict) -> str:
+    values = row["step_seconds"]
+    return f"{median(values):.2f}<small>{min(values):.2f}-{max(values):.2f}</small>"
+
+
+def _table(title: str, caption: str, rows: list[dict], settings: dict, cell) -> str:
+    head = "".join(f"<th scope=col>{count}</th>" for count in settings["frames"])
+    body = []
+    for name in settings["layers"]:
+        by_frames = {row["frames"]: row for row in rows if row["layer"] == name}
+        cells = []
+        for count in settings["frames"]:
+            row = by_frames.get(count)
+            if row is None:
+                cells.append("<td>–</td>")
+            elif row["status"] == "ok":
+                cells.append(f"<td>{cell(row)}</td>")
+            else:
+                cells.append(f'<td class=bad title="{html.escape(row["detail"])}">{html.escape(row["status"])}</td>')
+        body.append(f"<tr><th scope=row>{html.escape(layer_named(name).label)}</th>{''.join(cells)}</tr>")
+    return (
+        f"<h2>{title}</h2><p>{caption}</p><div class=scroll><table><thead><tr><th>frames</th>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _gates(result: dict) -> str:
+    """Worst check of every configuration, all checks folded below."""
+    lines, passed = [], 0
+    rows = [(measure, row) for measure in ("training", "saved") for row in result[measure]]
+    for measure, row in rows:
+        gate = row.get("gate")
+        name = f"{layer_named(row['layer']).label}, {row['frames']} frames, {measure}"
+        if gate is None:
+            lines.append(f"<details><summary>{html.escape(name)}: not reached</summary></details>")
+            continue
+        passed += gate["passed"]
+        verdict = "passed" if gate["passed"] else "<b class=bad>failed</b>"
+        checks = "".join(
+            f"<tr><td>{html.escape(check['name'])}</td><td>{_number(check['value'])}</td><td>{_number(check['bound'])}</td>"
+            f"<td>{'yes' if check['passed'] else '<b class=bad>no</b>'}</td></tr>"
+            for check in gate["checks"]
+        )
+        lines.append(
+            f"<details><summary>{html.escape(name)}: {verdict}, {len(gate['checks'])} checks</summary>"
+            "<div class=scroll><table><thead><tr><th>check</th><th>value</th><th>at most</th><th>passed</th></tr>"
+            f"</thead><tbody>{checks}</tbody></table></div></details>"
+        )
+    summary = f"{passed} of {len(rows)} configurations passed. {_GATE_TEXT}"
+    return f"<h2>Correctness gate</h2><p>{summary}</p>{''.join(lines)}"
+
+
+def _number(value) -> str:
+    return f"{value:.3g}" if isinstance(value, float | int) else html.escape(str(value))
+
+
+def _method(limit: int | None) -> str:
+    limit_text = f" A process may take {limit / GIB:.1f} GiB." if limit else ""
+    return f"<h2>How it was measured</h2><p>{_METHOD_TEXT}{limit_text}</p>"
+
+
+def _environment(environment: dict, wall_seconds: float) -> str:
+    rows = environment | {"wall clock of the run": f"{wall_seconds:.0f} s"}
+    if environment.get("memory_bytes"):
+        rows["memory_bytes"] = f"{environment['memory_bytes'] / GIB:.1f} GiB"
+    body = "".join(
+        f"<tr><th scope=row>{html.escape(key.replace('_bytes', '').replace('_', ' '))}</th>"
+        f"<td>{html.escape(', '.join(value) if isinstance(value, list) else str(value))}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f"<h2>Environment</h2><div class=scroll><table class=plain><tbody>{body}</tbody></table></div>"
+
+
+_MARKS = {  # matplotlib's marker -> the same as SVG
+    "s": '<rect x="2" y="2" width="12" height="12" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "D": '<path d="M8 1 15 8 8 15 1 8Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "^": '<path d="M8 2 15 14H1Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "o": '<circle cx="8" cy="8" r="6" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+}
+_GATE_TEXT = (
+    "Each one needs a finite loss, finite gradients that reach every parameter, and, for every temporal layer of the "
+    "network on its own activations, an output and a gradient that agree with an independent float64 computation: at "
+    "most twice the error of the same mathematics run eagerly in float32, plus eight units of rounding. Counts of "
+    "saved bytes must agree with real tensors to the byte."
+)
+_METHOD_TEXT = (
+    "Every training number comes from a fresh process: imports and a warm-up of another network, then the base line of "
+    "resident memory, then the network and a gated step that warms up, then the timed steps on clips of the maze "
+    "walk, Adam, l2 loss. Peak memory is the high-water mark of resident memory in a step above the base line: "
+    "weights, gradients, Adam's moments and activations. Times are warm. SDPA is torch's scaled_dot_product_attention "
+    "with the network's learned position bias; torch's fused CPU kernel takes no bias that needs a gradient, so that "
+    "on a CPU it keeps the score matrix. bi-S6 recomputes in backward what it does not keep; that time is in the step. "
+    "Bytes saved are storages that autograd keeps, each counted once and whole, parameters excluded. Hollow marks: the "
+    "authors' own code at the same setting."
+)
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Memory and time of temporal layers</title>
+<style>
+:root { --ground: #ffffff; --ink: #1c2330; --faint: #667085; --line: #d9dee7; --bad: #b42318; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #12161d; --ink: #e8ecf2; --faint: #98a2b3; --line: #2b3442; --bad: #ff8a7a; }
+  .light { display: none; }
+  .mark { color: var(--on-dark); }
+}
+@media (prefers-color-scheme: light), (prefers-color-scheme: no-preference) {
+  .dark { display: none; }
+  .mark { color: var(--on-light); }
+}
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; background: var(--ground); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; }
+p { max-width: 46rem; margin: .2rem 0 .7rem; color: var(--faint); }
+ul { max-width: 46rem; padding-left: 1.2rem; }
+figure { margin: 1.2rem 0 .4rem; display: flex; flex-wrap: wrap; gap: .5rem; }
+.panel { flex: 1 1 20rem; min-width: 0; }
+.panel svg { width: 100%; height: auto; }
+.legend { max-width: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none; }
+.legend li { display: flex; align-items: center; gap: .45rem; font-size: .9rem; }
+.mark { display: inline-flex; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child, .plain td { text-align: left; }
+.plain td { white-space: normal; }
+tbody th { font-weight: 500; }
+@media (max-width: 40rem) {
+  th, td { padding-right: .6rem; font-size: .9rem; }
+  tbody th { white-space: normal; min-width: 7rem; }
+}
+small { display: block; color: var(--faint); font-size: .75rem; }
+details { margin: .3rem 0; }
+summary { cursor: pointer; }
+.bad { color: var(--bad); }
+</style>
+</head>
+<body>
+<h1>Memory and time of temporal layers against frames</h1>
+<p>@stamp@</p>
+@body@
+</body>
+</html>
+"""

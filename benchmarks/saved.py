@@ -1,0 +1,63 @@
+"""Bytes saved for backward, exactly: which storages autograd keeps alive between forward and backward.
+
+Nothing is allocated: the tensors are fake, with storage on the meta device, so a network of any size is counted on any
+machine. Fake CPU tensors and not plain meta tensors, because they make torch choose the kernels it chooses on the CPU
+(its fused attention saves other things than the plain one); the count is then that of real tensors, to the byte.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.shapes import Layer, Network
+
+
+def saved_bytes(function: Callable[[], Tensor], parameters: list[Tensor]) -> tuple[int, Tensor]:
+    """Bytes of all storages that `function` saves for backward, each counted once and whole, those of `parameters`
+    not at all; and what `function` returned."""
+    owned = {parameter.untyped_storage()._cdata for parameter in parameters}
+    kept = {}  # the storages themselves, so that no address is used twice while counting
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    return sum(storage.nbytes() for storage in kept.values()), result
+
+
+def network_saved_bytes(network: Network, layer: Layer, frames: int, is_fake: bool = True) -> dict:
+    """Bytes saved by one training loss of batch 1, and whether backward reaches every parameter.
+
+    {"saved_bytes", "parameters", "unreached"}: unreached names the parameters without a gradient.
+    """
+    from ssmvdm import GaussianDiffusion
+
+    with FakeTensorMode() if is_fake else nullcontext():
+        model = network.build(layer)
+        diffusion = GaussianDiffusion(loss="l2")
+        x = torch.zeros(1, 3, frames, network.size, network.size)
+        t = torch.zeros(1, dtype=torch.long)
+        noise = torch.zeros_like(x)
+        saved, loss = saved_bytes(lambda: diffusion.training_loss(model, x, t, noise), list(model.parameters()))
+        loss.backward()
+    return {
+        "saved_bytes": saved,
+        "parameters": count_parameters(model),
+        "unreached": unreached_parameters(model),
+    }
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def unreached_parameters(model: nn.Module) -> list[str]:
+    """Names of trainable parameters that have no gradient after backward."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -1,0 +1,144 @@
+"""One case of the scan benchmark: our operator on tensors of a given shape, dtype and memory layout, and its gate."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks import rivals
+from benchmarks.gate import EAGER_FACTOR, ROUNDING_UNITS, Check, Gate
+from benchmarks.rivals import Rival, Tensors
+
+GATED_SEQUENCES = 8
+RIVAL_FACTOR = 16.0  # a rival has to be right, not as exact as we are
+SEQUENCE_AXIS = {"video": 3, "channels-last": 0, "length-contiguous": 0}
+
+
+@dataclass(frozen=True)
+class Shape:
+    sequences: int
+    channels: int
+    length: int
+    states: int
+
+    def elements(self) -> int:
+        """Of one (batch, channels, length) tensor."""
+        return self.sequences * self.channels * self.length
+
+    def exponentials(self) -> int:
+        """exp2 evaluations of one pass over both directions."""
+        return 2 * self.elements() * self.states
+
+
+def our_tensors(shape: Shape, dtype: torch.dtype, layout: str) -> Tensors:
+    """Leaf tensors of `rivals.scan_tensors`: sequences in `dtype` and `layout`, parameters in float32."""
+    generator = torch.Generator().manual_seed(shape.length)
+    made = rivals.scan_tensors(shape.sequences, shape.channels, shape.length, shape.states, generator)
+    placed = {name: value if value.dim() < 3 else _lay_out(value.to(dtype), layout) for name, value in made.items()}
+    return {name: value.requires_grad_() for name, value in placed.items()}
+
+
+def _lay_out(x: Tensor, layout: str) -> Tensor:
+    """(n, channels, length) as the layout's logical shape with the layout's strides."""
+    if layout == "video":
+        return x.permute(1, 2, 0).contiguous()[None]  # (1, channels, length, n)
+    if layout == "channels-last":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    return x.contiguous()
+
+
+def run_ours(tensors: Tensors) -> Tensor:
+    """(u and z shared by the directions, all else separate) -> y like u. The compiled backend, or an error."""
+    from ssmvdm_kernels import bidirectional_selective_scan
+
+    return bidirectional_selective_scan(**tensors, delta_softplus=True, backend="cpu")
+
+
+def gradients(run, tensors: Tensors, dy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Forward and backward: (y, gradient of every tensor)."""
+    y = run(tensors)
+    return y.detach(), dict(zip(tensors, torch.autograd.grad(y, list(tensors.values()), dy), strict=True))
+
+
+def like_output(y: Tensor, seed: int = 1) -> Tensor:
+    """A random output gradient with y's dtype and strides."""
+    dy = torch.empty_like(y)
+    return dy.copy_(torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def gate_ours(tensors: Tensors, layout: str) -> Gate:
+    """The first and the last sequences of the timed buffers against float64; then all gradients, those of the
+    parameters too, of the first sequences alone (a view of the same buffers)."""
+    axis = SEQUENCE_AXIS[layout]
+    with torch.no_grad():
+        dy = like_output(run_ours(tensors))
+    y, grads = gradients(run_ours, tensors, dy)
+    count = y.shape[axis]
+    half = min(GATED_SEQUENCES, count) // 2 or 1
+    rows = torch.cat([torch.arange(half), torch.arange(count - half, count)])
+
+    def few(x: Tensor, index: Tensor) -> Tensor:
+        return x if x.dim() < 3 else _as_sequences(x.detach().index_select(axis, index), layout)
+
+    checks = []
+    truth, yardstick = _truth({k: few(v, rows) for k, v in tensors.items()}, few(dy, rows))
+    measured = {"y": y} | {name: grads[name] for name, value in tensors.items() if value.dim() >= 3}
+    for name, value in measured.items():
+        checks.append(_check(name, few(value, rows), truth[name], yardstick[name], EAGER_FACTOR))
+
+    first = {k: (v if v.dim() < 3 else v.narrow(axis, 0, 2 * half if count > 1 else 1)).detach().requires_grad_()
+             for k, v in tensors.items()}  # fmt: skip
+    part = first["u"].shape[axis]
+    _, grads = gradients(run_ours, first, dy.narrow(axis, 0, part))
+    index = torch.arange(part)
+    truth, yardstick = _truth({k: few(v, index) for k, v in first.items()}, few(dy, index))
+    for name, value in grads.items():
+        checks.append(_check(f"{name}, few sequences", few(value, index), truth[name], yardstick[name], EAGER_FACTOR))
+    return Gate(tuple(checks))
+
+
+def _as_sequences(x: Tensor, layout: str) -> Tensor:
+    return x[0].permute(2, 0, 1) if layout == "video" else x
+
+
+def _truth(tensors: Tensors, dy: Tensor) -> tuple[Tensors, Tensors]:
+    """y and gradients by the eager mathematics in float64 and, as yardstick, in float32."""
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = {name: value.detach().to(dtype).requires_grad_() for name, value in tensors.items()}
+        y, grads = gradients(rivals.eager_scan, leaves, dy.to(dtype))
+        results.append({"y": y} | grads)
+    return results[0], results[1]
+
+
+def gate_rival(rival: Rival, tensors: Tensors) -> Gate:
+    """Output and gradients on the first sequences of the timed buffers against the rival's own float64 truth."""
+    few = {name: value[:2] if name in rival.per_sequence else value for name, value in tensors.items()}
+    few = {name: value.detach().requires_grad_() for name, value in few.items()}
+    with torch.no_grad():
+        dy = like_output(rival.run(few))
+        full = rival.run(tensors)[:2]
+    y, grads = gradients(rival.run, few, dy)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = {name: value.detach().to(dtype).requires_grad_() for name, value in few.items()}
+        results.append(gradients(rival.truth, leaves, dy.to(dtype)))
+    (truth, truth_grads), (yardstick, yardstick_grads) = results
+    checks = [_check("output", full, truth, yardstick, RIVAL_FACTOR), _check("y", y, truth, yardstick, RIVAL_FACTOR)]
+    for name, value in grads.items():
+        checks.append(_check(name, value, truth_grads[name], yardstick_grads[name], RIVAL_FACTOR))
+    return Gate(tuple(checks))
+
+
+def _check(name: str, value: Tensor, truth: Tensor, yardstick: Tensor, factor: float) -> Check:
+    """The largest error against factor x that of the eager float32 mathematics, plus rounding of float32 and of the
+    type the value is stored in. Values near zero are judged on the scale of one, that of the inputs."""
+    scale = max(truth.abs().max().item(), 1.0)
+    stored = torch.finfo(value.dtype).eps if value.dtype in (torch.bfloat16, torch.float16) else 0.0
+    eps = torch.finfo(torch.float32).eps
+    bound = factor * (_error(yardstick, truth) + ROUNDING_UNITS / EAGER_FACTOR * eps * scale) + stored * scale
+    return Check(name, _error(value, truth), bound)
+
+
+def _error(value: Tensor, truth: Tensor) -> float:
+    return (value.double() - truth).abs().max().item()

@@ -1,0 +1,27 @@
+"""Peak memory of the scan's forward and backward, for a process of its own (`benchmarks.child`)."""
+
+import gc
+
+import torch
+
+from benchmarks import process_memory
+from benchmarks.scan_case import Shape, gradients, like_output, our_tensors, run_ours
+
+
+def scan_peak(request: dict) -> dict:
+    """{"tensors": peak above the inputs in units of one (batch, channels, length) tensor, "peak_bytes"}.
+
+    Output, its gradient and the gradients of all inputs are part of it; the inputs themselves are not.
+    """
+    shape, dtype = Shape(**request["shape"]), getattr(torch, request["dtype"])
+    small = our_tensors(Shape(request["threads"] * 2, shape.channels, 4, shape.states), dtype, "channels-last")
+    gradients(run_ours, small, like_output(run_ours(small).detach()))  # loads the library and starts its threads
+    tensors = our_tensors(shape, dtype, "channels-last")
+    gc.collect()
+    if not process_memory.reset_peak():
+        return {"status": "not available", "detail": "this system does not tell a process its peak memory"}
+    before = process_memory.resident_bytes()
+    y = run_ours(tensors)
+    torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
+    peak = process_memory.peak_bytes() - before
+    return {"tensors": peak / (shape.elements() * dtype.itemsize), "peak_bytes": peak}

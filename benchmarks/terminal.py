@@ -1,0 +1,72 @@
+"""What a benchmark shows while and after it runs: a progress bar with the time left, and tables."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.shapes import GIB, layer_named
+
+MIB = 2**20
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float, float], None]]:
+    """Yields advance(description, done, total). On standard error, so that standard output is the result alone."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # A long window for the speed estimate: one measurement takes seconds.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120.0) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def advance(description: str, done: float, total: float) -> None:
+            progress.update(task, description=description, completed=done, total=total)
+
+        yield advance
+
+
+def stdout_console() -> Console:
+    """As wide as the terminal; wide enough for a table where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def memory_table(result: dict) -> Iterator[Table]:
+    """One table per quantity: layers down, frames across."""
+    frames = result["settings"]["frames"]
+    network = result["settings"]["network"]
+    setting = f"base {network['base_channels']}, {network['size']}x{network['size']}, batch 1"
+    yield _table(f"Peak memory of a training step, MiB ({setting})", result["training"], frames, _peak)
+    yield _table(f"Time of a training step, s ({setting})", result["training"], frames, _seconds)
+    if result["saved"]:
+        title = "Saved for backward, GiB (paper's setting: base 112, 32x32, batch 1)"
+        yield _table(title, result["saved"], frames, lambda row: f"{row['saved_bytes'] / GIB:.2f}")
+
+
+def _peak(row: dict) -> str:
+    return f"{median(row['peak_bytes']) / MIB:.0f}"
+
+
+def _seconds(row: dict) -> str:
+    return f"{median(row['step_seconds']):.2f}"
+
+
+def _table(title: str, rows: list[dict], frames: list[int], cell: Callable[[dict], str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("temporal layer")
+    for count in frames:
+        table.add_column(f"{count} frames", justify="right")
+    for name in dict.fromkeys(row["layer"] for row in rows):
+        by_frames = {row["frames"]: row for row in rows if row["layer"] == name}
+        cells = [cell(row) if row["status"] == "ok" else f"[red]{row['status']}[/]" for row in by_frames.values()]
+        table.add_row(layer_named(name).label, *cells)
+    return table

@@ -1,0 +1,141 @@
+"""What a network is made of, as frozen dataclasses. `dataclasses.asdict` takes them to JSON, `from_dict` back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from ssmvdm.temporal.registry import canonical_name, check_exists
+
+ATTENTION_BACKENDS = ("einsum", "sdpa")
+MEMORY_MODES = ("lean", "fast")
+
+
+@dataclass(frozen=True)
+class TemporalConfig:
+    """The layer that mixes information over time.
+
+    layer: a name of `ssmvdm.temporal.available_temporal_layers()`; "attn" and "l-attn" are accepted as aliases.
+    mixer: how a state-space layer is wrapped ("mamba"); attention and "none" do not look at it.
+    heads, dim_head: attention and linear attention. A U-Net also takes the heads of its spatial attention from here.
+    attention_backend: "sdpa" (torch's fused attention) or "einsum" (as published); same numbers to rounding.
+    states: states per channel of a state-space layer.
+    linear_dim: hidden width of the mixers that have one; None where the mixer has none.
+    memory: "lean" keeps the input and one projection of a state-space layer for backward and recomputes the rest,
+        "fast" keeps more. Same numbers.
+
+    Raises ValueError naming the field, what was expected and what came.
+    """
+
+    layer: str = "bi-s6"
+    mixer: str = "mamba"
+    heads: int = 8
+    dim_head: int = 64
+    attention_backend: str = "sdpa"
+    states: int = 16
+    linear_dim: int | None = None
+    memory: str = "lean"
+
+    def __post_init__(self):
+        object.__setattr__(self, "layer", canonical_name(self.layer))
+        check_exists(self.layer, self.mixer)
+        _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        _check_choice("memory", self.memory, MEMORY_MODES)
+        _check_positive(self, "heads", "dim_head", "states")
+        if self.dim_head % 2:
+            raise ValueError(f"dim_head must be even (rotary embedding turns pairs of features), got {self.dim_head}")
+        if self.linear_dim is not None:
+            _check_positive(self, "linear_dim")
+
+
+@dataclass(frozen=True)
+class UNet3DConfig:
+    """The 3-D U-Net. Defaults are those of the paper's class, except the temporal layer, which is its recommendation.
+
+    channels, out_channels: of the video; out_channels None means the same.
+    base_channels, channel_mults: width of level i is base_channels * channel_mults[i]; every level but the last halves
+        height and width.
+    init_channels: width after the first convolution; None means base_channels. init_kernel: its (odd) spatial size.
+    norm_groups: groups of every GroupNorm; must divide every width.
+    time_linears: linear layers of the time embedding, at least 2.
+    spatial_linear_attention: linear attention over pixels at every level (the middle always has full attention).
+    spatial_heads: heads of both spatial attentions; None means temporal.heads. spatial_dim_head: features per head.
+    cond_dim: width of a conditioning vector (a text embedding, say); None means unconditional.
+
+    Raises ValueError naming the field, what was expected and what came.
+    """
+
+    channels: int = 3
+    base_channels: int = 64
+    channel_mults: tuple[int, ...] = (1, 2, 4, 8)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    out_channels: int | None = None
+    init_channels: int | None = None
+    init_kernel: int = 7
+    norm_groups: int = 8
+    time_linears: int = 2
+    spatial_linear_attention: bool = True
+    spatial_heads: int | None = None
+    spatial_dim_head: int = 32
+    cond_dim: int | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "channel_mults", tuple(self.channel_mults))  # a list when it comes from JSON
+        _check_positive(self, "channels", "base_channels", "init_kernel", "norm_groups", "spatial_dim_head")
+        for name in ("out_channels", "init_channels", "spatial_heads", "cond_dim"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
+        if not self.channel_mults or any(not _is_positive_int(m) for m in self.channel_mults):
+            raise ValueError(f"channel_mults must be positive integers, got {self.channel_mults}")
+        if self.base_channels < 4 or self.base_channels % 2:
+            raise ValueError(f"base_channels must be even and at least 4 (time embedding), got {self.base_channels}")
+        if self.init_kernel % 2 == 0:
+            raise ValueError(f"init_kernel must be odd, got {self.init_kernel}")
+        if not _is_positive_int(self.time_linears) or self.time_linears < 2:
+            raise ValueError(f"time_linears must be at least 2, got {self.time_linears}")
+        for width in (self.base_channels, *self.widths):
+            if width % self.norm_groups:
+                raise ValueError(f"norm_groups={self.norm_groups} must divide every width, and {width} is one")
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "UNet3DConfig":
+        """The inverse of dataclasses.asdict, also after JSON. Raises ValueError naming a field that does not exist."""
+        values = dict(values)
+        if isinstance(values.get("temporal"), Mapping):
+            values["temporal"] = _from_dict(TemporalConfig, values["temporal"])
+        return _from_dict(cls, values)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width before level 0, then of each level."""
+        return (self.init_channels or self.base_channels, *(self.base_channels * m for m in self.channel_mults))
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the time embedding."""
+        return 32 * self.base_channels
+
+    @property
+    def frame_multiple(self) -> int:
+        """Height and width of a video must be multiples of this."""
+        return 2 ** (len(self.channel_mults) - 1)
+
+
+def _from_dict(cls, values: Mapping):
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unknown)))}")
+    return cls(**values)
+
+
+def _is_positive_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_positive(config, *names: str) -> None:
+    for name in names:
+        if not _is_positive_int(getattr(config, name)):
+            raise ValueError(f"{name} must be a positive integer, got {getattr(config, name)!r}")
+
+
+def _check_choice(name: str, value, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

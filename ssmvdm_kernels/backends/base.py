@@ -1,0 +1,39 @@
+"""What a backend is: its name, the reasons why it cannot run, and the two computations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ssmvdm_kernels.ops import ConvTensors, ScanTensors
+
+
+class Backend(ABC):
+    """One implementation of the operators.
+
+    `missing` and `obstacles` say in full sentences why it cannot run. The same sentences decide the automatic choice,
+    make the text of `explain` and stand in the error when a user names a backend that cannot take the call. They are
+    asked at every call, and traced by torch.compile, so they compare a few facts and nothing more.
+    """
+
+    name: str
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why this backend runs nothing on this machine, with the remedy, or None if it runs."""
+
+    @abstractmethod
+    def obstacles(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        """Why it cannot take a call whose sequences have this device and dtype; an empty list if it can."""
+
+    @abstractmethod
+    def scan(
+        self, tensors: ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The contract of the operator `ssmvdm::scan_forward`, differentiable."""
+
+    @abstractmethod
+    def conv1d(self, tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
+        """The contract of the operator `ssmvdm::conv1d_forward`, differentiable."""

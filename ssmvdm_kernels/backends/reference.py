@@ -1,0 +1,28 @@
+"""The specification as a backend: any device, any floating dtype, differentiable twice, slow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssmvdm_kernels import reference
+from ssmvdm_kernels.backends.base import Backend
+from ssmvdm_kernels.ops import ConvTensors, ScanTensors
+
+
+class ReferenceBackend(Backend):
+    name = "reference"
+
+    def missing(self) -> str | None:
+        return None
+
+    def obstacles(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        return []
+
+    def scan(
+        self, tensors: ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        return reference.scan(tensors, direction, merge, delta_softplus, return_last_state)
+
+    def conv1d(self, tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
+        return reference.conv1d(tensors, direction, silu)

@@ -1,0 +1,158 @@
+"""Environment report: what is installed, what was compiled, and why each backend does or does not run here.
+
+    python -m ssmvdm_kernels.info [--json]
+
+Made to be pasted into a bug report: it names files relative to the package and holds no path of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+import ssmvdm_kernels
+from ssmvdm_kernels import backends, ops
+
+_PACKAGES = ("torch", "triton", "numpy", "einops", "safetensors")
+_VARIABLES = ("SSMVDM_STRICT", "SSMVDM_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_FOLDERS = re.compile(r"(?:[A-Za-z]:)?[\\/](?:[^\\/\s:'\"]+[\\/])+")
+
+
+def report() -> dict:
+    """The report as plain values that JSON can hold. Where something is missing the value is None and a sibling
+    `problem` says why in a sentence."""
+    extensions = {name: _extension(name) for name in ("_C", "_C_cuda")}
+    return {
+        "versions": _versions(),
+        "extensions": extensions,
+        "cpu": _cpu(has_kernels=extensions["_C"]["problem"] is None),
+        "cuda": _cuda(has_kernels=extensions["_C_cuda"]["problem"] is None),
+        "backends": {name: {"is_available": missing(name) is None, "reason": missing(name)} for name in backends.NAMES},
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"ssmvdm_kernels": ssmvdm_kernels.__version__}
+    versions["python"] = platform.python_version()
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    versions["torch"] = str(torch.__version__)  # the one imported, with its build suffix
+    versions["platform"] = platform.platform()
+    return versions
+
+
+def _extension(name: str) -> dict[str, str | None]:
+    problem = ops.load_extension(name)
+    package = Path(__file__).parent
+    files = sorted(path for path in package.glob(f"{name}.*") if path.suffix in (".so", ".pyd", ".dylib"))
+    return {
+        "file": f"{package.name}/{files[0].name}" if files else None,
+        "problem": None if problem is None else _FOLDERS.sub("", problem),
+    }
+
+
+def _cpu(has_kernels: bool) -> dict[str, str | int | None]:
+    return {
+        "model": _cpu_model(),
+        "active_isa": torch.ops.ssmvdm.cpu_capability() if has_kernels else None,
+        "logical_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        match = re.search(r"^(?:model name|Processor)\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cuda(has_kernels: bool) -> dict:
+    built = json.loads(torch.ops.ssmvdm.cuda_build_info()) if has_kernels else None
+    devices = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            devices.append(
+                {
+                    "name": properties.name,
+                    "capability": f"{properties.major}.{properties.minor}",
+                    "memory_gib": round(properties.total_memory / 2**30, 1),
+                }
+            )
+    return {
+        "torch_was_built_with": torch.version.cuda,
+        "kernels_were_built_with": _toolkit(built["toolkit"]) if built else None,
+        "architectures": [f"{number // 100}.{number // 10 % 10}" for number in built["architectures"]]
+        if built
+        else None,
+        "devices": devices,
+    }
+
+
+def _toolkit(version: int) -> str:
+    return f"{version // 1000}.{version // 10 % 100}"
+
+
+def missing(name: str) -> str | None:
+    """Why the backend `name` runs nothing on this machine, with the remedy, or None if it runs."""
+    if name in backends._REGISTRY:
+        reason = backends._REGISTRY[name].missing()
+    else:
+        reason = backends._NOT_SHIPPED[name]
+    return None if reason is None else _FOLDERS.sub("", reason)
+
+
+def _as_text(found: dict) -> str:
+    """The report for people: one aligned block per section."""
+    cpu, cuda = found["cpu"], found["cuda"]
+    extensions = {
+        name: entry["file"] if entry["problem"] is None else f"not loaded. {entry['problem']}"
+        for name, entry in found["extensions"].items()
+    }
+    sections = {
+        "versions": found["versions"],
+        "extensions": extensions,
+        "cpu": {**cpu, "active_isa": cpu["active_isa"] or "none, the kernels are not loaded"},
+        "cuda": {
+            "torch_was_built_with": cuda["torch_was_built_with"] or "no CUDA",
+            "kernels_were_built_with": cuda["kernels_were_built_with"] or "not built",
+            "architectures": " ".join(cuda["architectures"] or ["none"]),
+            "devices": "; ".join(f"{d['name']} ({d['capability']}, {d['memory_gib']} GiB)" for d in cuda["devices"])
+            or "none",
+        },
+        "backends": {name: entry["reason"] or "available" for name, entry in found["backends"].items()},
+        "environment": found["environment"] or {"": "none of " + ", ".join(_VARIABLES) + " is set"},
+    }
+    width = max(len(key) for section in sections.values() for key in section)
+    lines = []
+    for title, section in sections.items():
+        lines.append(title)
+        lines += [f"  {key:<{width}}  {'-' if value is None else value}".rstrip() for key, value in section.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ssmvdm_kernels.info", description="Environment report.")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    as_json = parser.parse_args(arguments).json
+    found = report()
+    print(json.dumps(found, indent=2) if as_json else _as_text(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

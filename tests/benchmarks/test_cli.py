@@ -1,0 +1,177 @@
+"""The command line: what it writes, and one clear line with a non-zero status for everything it cannot do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from benchmarks.errors import InputError
+from ssmvdm import cli
+
+
+def run(capsys, *arguments):
+    """(exit status, stdout, stderr) of the command in this process."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "bench, data, info"),
+        (["bench"], "memory, scan, report"),
+        (["nonsense"], "nonsense"),
+        (["bench", "memory", "--layers", "lstm"], "--layers: unknown layer 'lstm'; expected some of attention-einsum"),
+        (["bench", "memory", "--layers"], "--layers"),
+        (["bench", "memory", "--layers", "bi-s6", "bi-s6"], "--layers: the same value twice"),
+        (["bench", "memory", "--frames", "0"], "--frames: expected a whole number of at least 1, got 0"),
+        (["bench", "memory", "--frames", "16", "-4"], "--frames"),
+        (["bench", "memory", "--frames", "many"], "--frames"),
+        (["bench", "memory", "--frames", "1.5"], "--frames"),
+        (["bench", "memory", "--repeats", "0"], "--repeats"),
+        (["bench", "memory", "--threads", "0"], "--threads"),
+        (["bench", "memory", "--size", "12"], "size: expected a multiple of 8, at least 8, got 12"),
+        (["bench", "memory", "--base-channels", "0"], "base channels"),
+        (["bench", "memory", "--memory-limit-gib", "-1"], "--memory-limit-gib"),
+        (["bench", "memory", "--memory-limit-gib", "nan"], "--memory-limit-gib"),
+        (["bench", "memory", "--bogus"], "--bogus"),
+        (["bench", "scan", "--dtypes", "int8"], "--dtypes: unknown 'int8'"),
+        (["bench", "scan", "--layouts", "diagonal"], "--layouts"),
+        (["bench", "scan", "--rivals", "lstm"], "--rivals"),
+        (["bench", "scan", "--lengths", "0"], "--lengths"),
+        (["bench", "scan", "--channels", "12"], "--channels: expected a multiple of 8"),
+        (["data", "movies"], "movies"),
+        (["data", "maze", "--frames", "0"], "--frames: expected a whole number of at least 1, got 0"),
+        (["data", "maze", "--size", "1"], "--size"),
+        (["data", "maze", "--seed", "-1"], "--seed"),
+        (["data", "maze", "--fps", "0"], "--fps"),
+        (["data", "maze", "--fps", "nan"], "--fps"),
+        (["data", "maze", "--scale", "0"], "--scale"),
+        (["data", "maze", "--out", "clip.mp4"], "--out: expected a file name ending in .gif or .npy"),
+        (["data", "maze", "--frames", "1000000000"], "GiB of memory"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_two(capsys, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("ssmvdm: error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["memory", "scan"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(capsys, tmp_path, command):
+    (tmp_path / "file").write_text("in the way")
+    status, _, err = run(capsys, "bench", command, "--out", tmp_path / "file" / "results")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "cannot write results to" in err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"[]", "is not a result"),
+        (b"null", "is not a result"),
+        (b"{}", "is not a result"),
+        (b'{"schema": 1, "kind": "memory"}', "is not a result"),
+        (b"[" * 100_000, "is not valid JSON"),
+    ],
+)
+def test_a_result_that_is_none_is_refused(capsys, tmp_path, content, expected):
+    path = tmp_path / "memory.json"
+    path.write_bytes(content)
+    status, out, err = run(capsys, "bench", "report", path)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+    assert [file.name for file in tmp_path.iterdir()] == ["memory.json"]
+
+
+def test_a_result_that_is_missing_is_refused(capsys, tmp_path):
+    status, _, err = run(capsys, "bench", "report", tmp_path / "none.json")
+    assert status == 2
+    assert "cannot read" in err
+
+
+def test_data_writes_arrays(capsys, tmp_path):
+    path = tmp_path / "clips.npy"
+    status, out, _ = run(capsys, "data", "maze", "--out", path, "--frames", 4, "--size", 16, "--batch", 2)
+    assert status == 0
+    assert out.strip() == str(path)
+    assert np.load(path, allow_pickle=False).shape == (2, 3, 4, 16, 16)
+
+
+@pytest.mark.parametrize("kind", ["maze", "shapes"])
+def test_data_writes_pictures(capsys, tmp_path, kind):
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    status, _, _ = run(capsys, "data", kind, "--out", tmp_path / "a.gif", "--frames", 3, "--size", 16)
+    assert status == 0
+    with image_module.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 3
+
+
+def test_data_into_a_missing_folder_is_refused(capsys, tmp_path):
+    status, _, err = run(capsys, "data", "maze", "--out", tmp_path / "no" / "a.npy", "--frames", 2, "--size", 8)
+    assert status == 2
+    assert "cannot write" in err
+    assert err.count("\n") == 1
+
+
+def test_info_is_text_or_json(capsys):
+    status, out, _ = run(capsys, "info")
+    assert status == 0
+    assert "torch" in out
+    status, out, _ = run(capsys, "info", "--json")
+    assert status == 0
+    assert json.loads(out)
+
+
+@pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "memory"], ["bench", "scan"], ["data"], ["info"]])
+def test_help_is_there_and_says_something(capsys, arguments):
+    status, out, err = run(capsys, *arguments, "--help")
+    assert status == 0
+    assert err == ""
+    assert len(out) > 200
+
+
+def test_an_optional_package_that_is_missing_is_named_with_its_remedy():
+    with pytest.raises(InputError, match=r"needs no_such_package: pip install 'ssmvdm-kernels\[bench\]'"):
+        cli.need("bench", "no_such_package")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_interrupt_leaves_one_line_and_no_files(tmp_path):
+    command = [sys.executable, "-m", "ssmvdm.cli", "bench", "memory", "--out", str(tmp_path), "--frames", "64"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not children_of(process.pid):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].endswith("ssmvdm: interrupted, nothing written")
+    assert list(tmp_path.iterdir()) == []
+    assert not children_of(process.pid)
+
+
+def children_of(pid: int) -> list[str]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return found.stdout.split()

@@ -1,0 +1,111 @@
+"""The scan benchmark: rivals are right, wrong ones are caught, ratios are of interleaved runs."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import rivals, scan_case, timing
+from benchmarks.scan_case import Shape, gate_ours, gate_rival, our_tensors, run_ours
+from benchmarks.scan_options import ScanOptions
+from ssmvdm import cli
+from tests.conftest import require_backend
+
+LAYOUTS = ("video", "channels-last", "length-contiguous")
+
+
+def made(rival, length, sequences=3):
+    channels = 128 if rival.name.startswith("sdpa") else 8
+    tensors = rival.make(sequences, channels, length, 4, torch.Generator().manual_seed(0))
+    return {name: value.requires_grad_() for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("length", [2, 5, 16, 33])
+@pytest.mark.parametrize("rival", rivals.RIVALS, ids=lambda rival: rival.name)
+def test_rivals_compute_what_they_claim(rival, length):
+    gate = gate_rival(rival, made(rival, length))
+    assert gate.has_passed, gate.first_failure()
+
+
+@pytest.mark.parametrize("rival", rivals.RIVALS, ids=lambda rival: rival.name)
+def test_a_rival_that_is_wrong_is_caught(rival):
+    from dataclasses import replace
+
+    wrong = replace(rival, run=lambda tensors: rival.run(tensors) * 1.01)
+    assert not gate_rival(wrong, made(rival, 16)).has_passed
+
+
+def test_the_parallel_scan_is_the_recurrence():
+    generator = torch.Generator().manual_seed(1)
+    for length in (1, 2, 3, 4, 7, 8, 13, 17):
+        decay = torch.rand(2, 3, length, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        drive = torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        h, steps = torch.zeros(2, 3, 4, dtype=torch.float64), []
+        for t in range(length):
+            h = decay[:, :, t] * h + drive[:, :, t]
+            steps.append(h)
+        assert torch.allclose(rivals.ParallelScan.apply(decay, drive), torch.stack(steps, 2), rtol=1e-12, atol=1e-13)
+        assert torch.autograd.gradcheck(rivals.ParallelScan.apply, (decay, drive))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_gate_passes_in_every_layout(layout, dtype):
+    require_backend("cpu")
+    tensors = our_tensors(Shape(12, 16, 9, 4), dtype, layout)
+    expected = {"video": (1, 16, 9, 12)}.get(layout, (12, 16, 9))
+    assert tensors["u"].shape == expected
+    assert tensors["u"].stride(1 if layout == "channels-last" else -1) == 1
+    gate = gate_ours(tensors, layout)
+    assert gate.has_passed, gate.first_failure()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_our_gate_catches_a_wrong_row_and_a_wrong_gradient(layout, monkeypatch):
+    require_backend("cpu")
+    tensors = our_tensors(Shape(12, 16, 9, 4), torch.float32, layout)
+    monkeypatch.setattr(scan_case, "run_ours", lambda tensors: run_ours(tensors) * (1 + 1e-4))
+    assert not gate_ours(tensors, layout).has_passed
+    monkeypatch.setattr(
+        scan_case, "run_ours", lambda tensors: run_ours(tensors | {"delta_bias": tensors["delta_bias"].detach()})
+        + 0.0 * tensors["delta_bias"].sum()
+    )  # fmt: skip
+    assert "delta_bias" in gate_ours(tensors, layout).first_failure()
+
+
+def test_candidates_take_turns_and_a_slow_one_stops_after_its_budget():
+    order = []
+
+    def slow():
+        order.append("slow")
+        while timing.once(lambda: None) > 1.0:
+            pass
+
+    samples = timing.interleaved({"slow": slow, "fast": lambda: order.append("fast")}, rounds=5, budget_seconds=0.0)
+    assert order[:6] == ["slow", "fast"] * 3
+    assert [value is None for value in samples["slow"]] == [False] * 3 + [True] * 2
+    assert timing.ratio([2.0, None, 6.0, 9.0], [1.0, 1.0, 2.0, None]) == 2.5
+    assert timing.middle([None, 3.0, 1.0, 2.0]) == 2.0
+
+
+def test_the_whole_benchmark_on_a_small_shape(tmp_path, capsys):
+    require_backend("cpu")
+    arguments = ["--sequences", "16", "--lengths", "4", "8", "--channels", "16", "--states", "4", "--threads", "1", "2"]
+    arguments += ["--rounds", "3", "--budget-seconds", "0.2", "--out", str(tmp_path)]
+    assert cli.main(["bench", "scan", *arguments]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.json", "scan.md"]
+    result = json.loads((tmp_path / "scan.json").read_text())
+    assert {row["name"] for row in result["rivals"]} == {rival.name for rival in rivals.RIVALS}
+    for row in result["rivals"] + result["ours"]:
+        assert row["status"] == "ok", (row["name"], row["detail"])
+        assert row["ratio"] > 0.0
+        assert row["gate"]["passed"]
+    assert len(result["scaling"]) == 4
+    assert [row["length"] for row in result["memory"]] == [4, 8]
+    text = (tmp_path / "scan.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "Peak memory" in text
+
+
+def test_defaults_are_valid():
+    ScanOptions().check()

@@ -1,0 +1,124 @@
+"""The registry: what is listed, what is chosen, what is explained, and that nothing is replaced in silence."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from ssmvdm_kernels import available_backends, backends, explain, ops, selective_scan
+
+NAMES = ("cuda", "triton", "cpu", "reference")
+NO_EXTENSION = "This installation has no compiled _C extension."
+
+
+def call(backend="auto", device="cpu", dtype=torch.float32):
+    u = torch.ones(1, 2, 3, device=device, dtype=dtype)
+    A = torch.zeros(2, 1, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    one = torch.ones(1, 1, 3, device=device, dtype=dtype)
+    return selective_scan(u, u, A, one, one, backend=backend)
+
+
+@pytest.fixture
+def without_extension(monkeypatch):
+    """A machine on which the C++ kernels were not built, and nobody has been warned yet."""
+    monkeypatch.setattr(ops, "cpu_extension_error", NO_EXTENSION)
+    monkeypatch.setattr(backends, "_warned_of", set())
+    monkeypatch.delenv("SSMVDM_STRICT", raising=False)
+
+
+def test_only_what_works_is_listed():
+    listed = available_backends()
+    assert isinstance(listed, tuple) and set(listed) <= set(NAMES)
+    assert listed[-1] == "reference"
+    for name in listed:
+        assert call(name, device="cuda" if name == "cuda" else "cpu").shape == (1, 2, 3)
+
+
+def test_the_list_follows_the_build(without_extension):
+    assert available_backends() == ("reference",)
+
+
+def test_missing_kernels_fall_back_with_one_warning_and_the_remedy(without_extension):
+    with pytest.warns(RuntimeWarning, match=r"no compiled _C extension.*pip install.*backend='reference'"):
+        y = call()
+    assert torch.equal(y, call("reference"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_strict_makes_the_fallback_an_error(without_extension, monkeypatch, value):
+    monkeypatch.setenv("SSMVDM_STRICT", value)
+    with pytest.raises(RuntimeError, match=r"only the slow reference.*SSMVDM_STRICT"):
+        call()
+    assert call("reference").shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_strict_can_be_switched_off(without_extension, monkeypatch, value):
+    monkeypatch.setenv("SSMVDM_STRICT", value)
+    with pytest.warns(RuntimeWarning):
+        call()
+
+
+def test_a_named_backend_is_never_replaced(without_extension):
+    with pytest.raises(ValueError, match=r"backend='cpu' cannot take this call\. .*no compiled _C extension"):
+        call("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_backends_that_do_not_exist_yet_say_so(name):
+    with pytest.raises(ValueError, match=f"backend='{name}' cannot take this call. This version ships no"):
+        call(name)
+
+
+def test_meta_tensors_need_no_extension(without_extension):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert call(device="meta").device.type == "meta"
+
+
+def test_explain_speaks_of_all_four():
+    text = explain(torch.zeros(1, 2, 3))
+    assert all(f"  {name}: " in text for name in NAMES)
+    assert "float32 call on cpu" in text
+
+
+def test_explain_names_what_auto_takes(without_extension):
+    text = explain(torch.zeros(1, 2, 3), None, torch.zeros(2, 1), z=None, delta_softplus=True)
+    assert "takes reference" in text and NO_EXTENSION in text
+
+
+def test_explain_of_a_named_backend():
+    assert "takes reference" in explain(torch.zeros(1, 2, 3), backend="reference")
+    assert "is refused" in explain(torch.zeros(1, 2, 3), backend="triton")
+
+
+def test_explain_follows_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert explain(torch.zeros(1, 2, 3)).startswith("A bfloat16 call")
+
+
+def test_explain_agrees_with_the_call():
+    for name in NAMES:
+        is_refused = "is refused" in explain(torch.zeros(1, 2, 3), backend=name)
+        try:
+            call(name)
+        except ValueError:
+            assert is_refused
+        else:
+            assert not is_refused
+
+
+def test_import_is_cheap_and_touches_no_device():
+    program = (
+        "import sys, torch, ssmvdm_kernels\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert 'triton' not in sys.modules and 'torch._dynamo' not in sys.modules\n"
+    )
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=environment, timeout=120)

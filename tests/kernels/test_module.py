@@ -1,0 +1,208 @@
+"""BidirectionalMamba: against the mixer spelt out, its two memory modes, its layouts, its initial values."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from ssmvdm_kernels import BidirectionalMamba, available_backends, selective_scan
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*only the slow reference:RuntimeWarning")
+
+
+def made(channels=6, seed=0, dtype=torch.float32, **options):
+    torch.manual_seed(seed)
+    return BidirectionalMamba(channels, **options).to(dtype)
+
+
+def video(shape=(2, 6, 5, 3, 2), seed=1, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def as_published(module, x):
+    """The mixer as the paper's code arranges it: (batch, channels, length), flips around the reverse half."""
+    batch, channels, length, *lanes = x.shape
+    rows = x.movedim((1, 2), (-2, -1)).reshape(-1, channels, length)
+    x_, z = F.linear(rows.mT, module.in_proj.weight, module.in_proj.bias).mT.chunk(2, 1)
+
+    def s6(x_, own):
+        width = own.conv_weight.shape[1]
+        u = F.silu(F.conv1d(F.pad(x_, (width - 1, 0)), own.conv_weight[:, None], own.conv_bias, groups=x_.shape[1]))
+        dt, B, C = own.x_proj(u.mT).mT.split(own.sizes, 1)
+        delta = own.dt_proj(dt.mT).mT
+        return selective_scan(u, delta, -own.A_log.exp(), B, C, own.D, None, own.dt_bias, True, backend="reference")
+
+    y = (s6(x_, module.causal) + s6(x_.flip(2), module.anticausal).flip(2)) * F.silu(z)
+    out = F.linear(y.mT, module.out_proj.weight, module.out_proj.bias).mT
+    return out.unflatten(0, (batch, *lanes)).movedim((-2, -1), (1, 2)) if lanes else out
+
+
+def outcome(module, x):
+    """Output, input gradient and parameter gradients of one weighted sum."""
+    x = x.detach().requires_grad_()
+    y = module(x) if isinstance(module, BidirectionalMamba) else module[1](module[0], x)
+    model = module if isinstance(module, BidirectionalMamba) else module[0]
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return y, *torch.autograd.grad((y * weights).sum(), (x, *model.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5), (1, 6, 9, 4), (2, 6, 5, 3, 2), (2, 6, 1, 2), (3, 6, 7, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_is_the_published_mixer(shape, bias):
+    module, x = made(dtype=torch.float64, bias=bias), video(shape, dtype=torch.float64)
+    torch.testing.assert_close(outcome(module, x), outcome((module, as_published), x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 6, 16, 4, 4), (2, 6, 16, 4, 4), (3, 6, 5)])
+def test_lean_and_fast_memory_agree_bit_for_bit(shape, dtype):
+    lean, fast = (made(dtype=dtype, memory=memory) for memory in ("lean", "fast"))
+    results = (outcome(module, video(shape, dtype=dtype)) for module in (lean, fast))
+    assert all(torch.equal(got, expected) for got, expected in zip(*results, strict=True))
+
+
+def saved_elements(module, x):
+    """Elements kept for the backward pass: unique storages, parameters excluded."""
+    parameters = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = (storage, storage.nbytes() // tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = module(x)
+    return sum(size for _, size in kept.values()), y
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_lean_memory_keeps_the_input_and_the_output_of_the_first_projection(device, batch):
+    module = made().to(device)
+    x = video((batch, 6, 16, 4, 4)).to(device).requires_grad_()
+    lean, y = saved_elements(module, x)
+    assert lean == 5 * x.numel()
+    module.memory = "fast"
+    assert saved_elements(module, x)[0] > 2 * lean
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 2, 3, 4, 1), (0, 3, 4, 1, 2), (2, 0, 1, 4, 3), (4, 3, 2, 1, 0)])
+def test_any_layout_gives_the_same_numbers(order):
+    module, x = made(dtype=torch.float64), video(dtype=torch.float64)
+    laid_out = x.permute(order).contiguous().permute([order.index(axis) for axis in range(5)])
+    torch.testing.assert_close(outcome(module, laid_out), outcome(module, x))
+
+
+def test_a_video_stays_in_its_layout():
+    if "cpu" not in available_backends():
+        pytest.skip("the cpu extension is not built: the reference leaves layouts to PyTorch")
+    module = made()
+    assert module(video()).is_contiguous()
+    assert module(video().contiguous(memory_format=torch.channels_last_3d)).stride(1) == 1
+
+
+def test_lanes_are_independent_and_time_is_mixed_both_ways():
+    module, x = made(), video()
+    other = x.clone()
+    other[:, :, 2, 1, 1] += 1
+    is_changed = (module(other) != module(x)).any(1)  # (batch, length, *lanes)
+    assert is_changed[:, :, 1, 1].all()
+    is_changed[:, :, 1, 1] = False
+    assert not is_changed.any()
+
+
+def test_shapes_are_the_papers():
+    module = BidirectionalMamba(24)
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    direction = {
+        "conv_weight": (48, 4),
+        "conv_bias": (48,),
+        "x_proj.weight": (35, 48),
+        "dt_proj.weight": (48, 3),
+        "dt_bias": (48,),
+        "A_log": (48, 16),
+        "D": (48,),
+    }
+    expected = {f"{own}.{name}": shape for own in ("causal", "anticausal") for name, shape in direction.items()}
+    expected |= {"in_proj.weight": (96, 24), "in_proj.bias": (96,)}
+    expected |= {"out_proj.weight": (24, 48), "out_proj.bias": (24,)}
+    assert shapes == expected
+    assert BidirectionalMamba(24, dt_rank=5).causal.dt_proj.weight.shape == (48, 5)
+    assert {n for n, _ in BidirectionalMamba(24, bias=False).named_parameters()} == set(expected) - {
+        "in_proj.bias",
+        "out_proj.bias",
+    }
+
+
+def test_initial_values_are_mambas():
+    torch.manual_seed(0)
+    module = BidirectionalMamba(64, states=5)
+    for own in (module.causal, module.anticausal):
+        torch.testing.assert_close(own.A(), -torch.arange(1.0, 6).expand(128, 5))
+        assert (own.D == 1).all()
+        step = F.softplus(own.dt_bias)
+        assert 1e-3 * 0.999 <= step.min() and step.max() <= 1e-1 * 1.001 and step.std() > 0
+        assert own.dt_proj.weight.abs().max() <= 8**-0.5
+        assert own.conv_weight.abs().max() <= 0.5
+    assert not torch.equal(module.causal.x_proj.weight, module.anticausal.x_proj.weight)
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+def test_autocast(memory):
+    module, x = made(memory=memory), video()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    torch.testing.assert_close(y.float(), module(x), rtol=0.1, atol=0.02)
+
+
+def test_half_precision_parameters():
+    assert made(dtype=torch.bfloat16)(video(dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_is_empty_where_its_input_is():
+    module = made()
+    for shape in ((0, 6, 4, 2), (2, 6, 0, 2), (2, 6, 4, 0)):
+        x = torch.zeros(shape, requires_grad=True)
+        y = module(x)
+        assert y.shape == shape
+        y.sum().backward()
+        assert x.grad.shape == shape
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        module = BidirectionalMamba(896)
+        x = torch.empty(1, 896, 256, 32, 32, requires_grad=True)
+        module(x).sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+def test_compile_without_break_and_with_few_recompiles(memory):
+    torch._dynamo.reset()
+    module = made(memory=memory)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
+    for batch in range(1, 11):
+        x = video((batch, 6, 4, 3))
+        y, expected = compiled(x), module(x)
+        torch.testing.assert_close(y, expected)
+        gradients = [torch.autograd.grad(out.square().sum(), tuple(module.parameters())) for out in (y, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 3
+
+
+def test_export_and_state_dict_round_trip():
+    module, x = made(), video((2, 6, 4, 3))
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    torch.testing.assert_close(program.module()(video((5, 6, 4, 3))), module(video((5, 6, 4, 3))))
+    copy = made(seed=7)
+    copy.load_state_dict(module.state_dict())
+    assert torch.equal(copy(x), module(x))

@@ -1,0 +1,47 @@
+"""Outputs, losses and gradients against those of the authors' code."""
+
+import pytest
+import torch
+
+from ssmvdm import GaussianDiffusion, convert
+from ssmvdm.diffusion import to_model_range
+
+from . import paper
+
+OUTPUT, GRADIENT = 1e-5, 1e-4
+
+
+@pytest.mark.parametrize("attention_backend", ["einsum", "sdpa"])
+@pytest.mark.parametrize("name", ["unet_attn", "unet_bi-s6_v20"])
+def test_unet(name, attention_backend):
+    truth = paper.load(name)
+    x0, noise, t, x_t = (truth.tensors[key] for key in ("x0", "noise", "t", "x_t"))
+    model = convert.unet_from_paper(truth.config, truth.state_dict, attention_backend=attention_backend)
+    diffusion = GaussianDiffusion(timesteps=256, loss="l2")
+
+    torch.testing.assert_close(diffusion.q_sample(to_model_range(x0), t, noise), x_t)
+    assert paper.relative_error(model(x_t, t), truth.tensors["eps"]) < OUTPUT
+    loss = diffusion.training_loss(model, to_model_range(x0), t, noise)
+    assert paper.relative_error(loss, truth.tensors["loss"]) < OUTPUT
+    mean, _, log_variance = diffusion.p_mean_variance(model, x_t, t)
+    assert paper.relative_error(mean, truth.tensors["p_mean"]) < OUTPUT
+    assert paper.relative_error(log_variance, truth.tensors["p_logvar"]) < OUTPUT
+    loss.backward()
+    paper.check_gradients(model, truth.grads, GRADIENT)
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+@pytest.mark.parametrize("batched", [False, True], ids=["pixels", "batch"])
+def test_bidirectional_s6_layer(memory, batched):
+    """The same layer whether the sequences are pixels of one video or videos of one pixel."""
+    truth = paper.load("layer_bi-s6_v20")
+    layer = convert.temporal_layer_from_paper("bi-s6", truth.config, truth.state_dict, memory=memory)
+    sequences = truth.tensors["x"].clone().requires_grad_()
+    if batched:
+        y = layer(sequences.transpose(1, 2)[..., None, None])[..., 0, 0].transpose(1, 2)
+    else:
+        y = paper.as_sequences(layer(paper.as_video(sequences)))
+    assert paper.relative_error(y, truth.tensors["y"]) < OUTPUT
+    (y * truth.tensors["w"]).sum().backward()
+    assert paper.relative_error(sequences.grad, truth.tensors["dx"]) < GRADIENT
+    paper.check_gradients(layer, truth.grads, GRADIENT)
