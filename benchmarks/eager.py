@@ -1,12 +1,26 @@
 """The temporal layers as published, in plain torch operations of any dtype: in float64 the truth a layer is gated
 against, in float32 the yardstick of its rounding error. Nothing here calls the code under test; only its weights."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False) -> Tensor:
+def by_unbind(x: Tensor) -> Sequence[Tensor]:
+    """The time steps (axis 2) of x; its gradient is put together once."""
+    return x.unbind(2)
+
+
+def by_index(x: Tensor) -> Sequence[Tensor]:
+    """The same step by step, as mamba-ssm's loop takes them: every step's gradient is as large as x."""
+    return [x[:, :, time] for time in range(x.shape[2])]
+
+
+def selective_scan(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, *, steps_of=by_unbind
+) -> Tensor:
     """Causal selective scan the way mamba-ssm's own reference does it: all factors exp(delta A) and delta u B at once,
     a Python loop over time, states summed by einsum. u, delta, z (b, d, l); A (d, n); B, C (b, n, l) -> (b, d, l)."""
     if delta_bias is not None:
@@ -17,9 +31,9 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
     drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
     h = decay.new_zeros(decay.shape[0], decay.shape[1], decay.shape[3])
     steps = []
-    for time in range(u.shape[-1]):
-        h = decay[:, :, time] * h + drive[:, :, time]
-        steps.append(torch.einsum("bdn,bn->bd", h, C[:, :, time]))
+    for decay_t, drive_t, C_t in zip(steps_of(decay), steps_of(drive), steps_of(C), strict=True):
+        h = decay_t * h + drive_t
+        steps.append(torch.einsum("bdn,bn->bd", h, C_t))
     y = torch.stack(steps, dim=-1)
     y = y if D is None else y + u * D[:, None]
     return y if z is None else y * F.silu(z)

@@ -21,7 +21,7 @@ from benchmarks.process_memory import available_bytes
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, LAYERS, Network, layer_named
 
 RESULTS = Path("benchmarks/results")  # under the working directory
-SECONDS_PER_CONFIGURATION = 40.0  # after which no further repeat begins
+SECONDS_PER_CONFIGURATION = 20.0  # after which no further repeat begins
 TIMEOUT_SECONDS = 300.0
 AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
 

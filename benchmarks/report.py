@@ -258,14 +258,14 @@ _GATE_TEXT = (
     "saved bytes must agree with real tensors to the byte."
 )
 _METHOD_TEXT = (
-    "Every training number comes from a fresh process: imports and a warm-up of another network, then the base line of "
-    "resident memory, then the network and a gated step that warms up, then the timed steps on clips of the maze "
-    "walk, Adam, l2 loss. Peak memory is the high-water mark of resident memory in a step above the base line: "
-    "weights, gradients, Adam's moments and activations. Times are warm. SDPA is torch's scaled_dot_product_attention "
-    "with the network's learned position bias; torch's fused CPU kernel takes no bias that needs a gradient, so that "
-    "on a CPU it keeps the score matrix. bi-S6 recomputes in backward what it does not keep; that time is in the step. "
-    "Bytes saved are storages that autograd keeps, each counted once and whole, parameters excluded. Hollow marks: the "
-    "authors' own code at the same setting."
+    "Every training number comes from a fresh process: imports and a warm-up of another network, then the base "
+    "line of resident memory, then the network and a gated step that warms up, then the timed steps on clips of "
+    "the maze walk, Adam, l2 loss. Peak memory is the high-water mark of resident memory in a step above the base "
+    "line: weights, gradients, Adam's moments and activations. Times are warm. SDPA is torch's "
+    "scaled_dot_product_attention with the network's learned position bias; on a CPU, where torch has no fused "
+    "gradient for the bias, the scores are recomputed piece by piece in backward. bi-S6 recomputes in backward "
+    "what it does not keep; that time is in the step. Bytes saved are storages that autograd keeps, each counted "
+    "once and whole, parameters excluded. Hollow marks: the authors' own code at the same setting."
 )
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -193,7 +193,13 @@ def softmax_attention(tensors: Tensors) -> Tensor:
 _SCANNED = ("u", "z", "delta", "B", "C", "delta_b", "B_b", "C_b")
 RIVALS = (
     Rival(
-        "eager", "mamba-ssm's eager mathematics, twice with flips", scan_tensors, eager_scan, eager_scan, _SCANNED, 1024
+        "eager",
+        "mamba-ssm's eager mathematics, twice with flips",
+        scan_tensors,
+        partial(eager_scan, scan=partial(eager.selective_scan, steps_of=eager.by_index)),
+        eager_scan,
+        _SCANNED,
+        1024,
     ),
     Rival(
         "pscan",

@@ -16,6 +16,7 @@ from benchmarks.errors import InputError
 from benchmarks.memory import MemoryOptions
 from benchmarks.scan_options import ScanOptions
 
+FAILED = 1
 USAGE_ERROR = 2
 WORKING_BYTES = 80  # per pixel, while clips are rendered and encoded
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -86,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: `ssmvdm info | head -1`
         sys.stdout = None
         return 0
+    except OSError as error:  # a full disk, say
+        print(f"ssmvdm: error: {error}", file=sys.stderr)
+        return FAILED
     return 0
 
 

@@ -1,5 +1,5 @@
 // How a call is divided. A unit is what shares B and C: one sequence, its channels side by side in vectors ("channel
-// mode"); or W sequences side by side, one channel after another ("lane mode", for tensors whose lanes are contiguous).
+// mode"); or W sequences side by side, one channel after another ("lane mode", where neither channels nor time are contiguous).
 // Both walk blocks of rows; two blocks are scanned together so that they share every load of B and C. A run of
 // blocks is a segment: sums over channels are formed per segment and added in order, so that no result depends on how
 // segments and units are spread over threads. Included inside an ISA namespace.
@@ -18,8 +18,8 @@ struct Plan {
   Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like)
       : batch(batch_), channels(channels_), length(length_), lanes(lanes_), groups(groups_) {
     sequences = batch * lanes;
-    const bool lanes_contiguous = like.lane_dims > 0 && like.lane_stride[like.lane_dims - 1] == 1;
-    lane_mode = W > 1 && lanes_contiguous && like.row_stride != 1 && sequences >= W;
+    // By layout alone: slices of a tensor are computed as the whole is, to the last bit.
+    lane_mode = W > 1 && like.row_stride != 1 && like.time_stride != 1;
     units = lane_mode ? (sequences + W - 1) / W : sequences;
     group_channels = channels / groups;
     block_channels = lane_mode ? 1 : W;

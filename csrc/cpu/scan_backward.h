@@ -38,10 +38,12 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
     UNROLL for (int n = 0; n < kStates; ++n) {
       const Vec b = Access::get(B, n), c = Access::get(C, n);
       UNROLL for (int k = 0; k < K; ++k) {
-        const Vec x = dt[k] * A[k][n];
-        const Vec a = kAny ? exp2_any(x, table) : exp2_near(x, table);
-        h[k][n] = fma(a, h[k][n], du[k] * b);
-        sum[k] = fma(h[k][n], c, sum[k]);
+        Vec a(Scalar(0));
+        if (!kAny || n < w.states) {
+          a = kAny ? exp2_any(dt[k], A[k][n], table) : exp2_near(dt[k], A[k][n], table);
+          h[k][n] = fma(a, h[k][n], du[k] * b);
+          sum[k] = fma(h[k][n], c, sum[k]);
+        }
         a.store(decay + (k * kStates + n) * W);
         h[k][n].store(state + (k * kStates + n) * W);
         product[n] = k == 0 ? h[k][n] * g[k] : fma(h[k][n], g[k], product[n]);
@@ -187,7 +189,7 @@ struct BackwardTask {
       w.B = state_tile.at(plan, d, 0, block) + n * width, w.C = state_tile.at(plan, d, 1, block) + n * width;
       w.B_step = state_tile.step_of(plan, d, 0), w.C_step = state_tile.step_of(plan, d, 1);
       w.h = h + (k * plan.padded + n) * W, w.q = q + (k * plan.padded + n) * W, w.dA = dA + (k * plan.padded + n) * W;
-      w.length = L, w.padded = plan.padded, w.reverse = args.dir[d].reverse;
+      w.length = L, w.padded = plan.padded, w.states = plan.states - n, w.reverse = args.dir[d].reverse;
       w.decay = decay, w.state = state;
       w.d_delta_A = d_delta_A + at, w.d_delta_u = d_delta_u + at;
       channel_sums.place(d, n, &w);

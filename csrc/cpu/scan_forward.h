@@ -8,6 +8,7 @@ struct ForwardWalk {              // `blocks` blocks and kStates states through 
   int64_t B_step, C_step;
   Scalar* h;                      // [blocks][padded][W], first to last state
   int64_t length, padded;
+  int64_t states;                 // those of kStates that are not padding, which inf * 0 must not wake
   bool reverse;
 };
 
@@ -32,10 +33,10 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
       sum[k] = Vec::load(y + k * block);
     }
     UNROLL for (int n = 0; n < kStates; ++n) {
+      if (kAny && n >= w.states) break;
       const Vec b = Access::get(B, n), c = Access::get(C, n);
       UNROLL for (int k = 0; k < K; ++k) {
-        const Vec x = dt[k] * A[k][n];
-        const Vec a = kAny ? exp2_any(x, table) : exp2_near(x, table);
+        const Vec a = kAny ? exp2_any(dt[k], A[k][n], table) : exp2_near(dt[k], A[k][n], table);
         h[k][n] = fma(a, h[k][n], du[k] * b);
         sum[k] = fma(h[k][n], c, sum[k]);
       }
@@ -100,7 +101,7 @@ struct ForwardTask {
       const ForwardWalk w{delta + k * L * W, delta_u + k * L * W, y[d] + k * L * W, plan.A[d] + (block * plan.padded + n) * W,
                           state_tile.at(plan, d, 0, block) + n * width, state_tile.at(plan, d, 1, block) + n * width,
                           state_tile.step_of(plan, d, 0), state_tile.step_of(plan, d, 1),
-                          h + (k * plan.padded + n) * W, L, plan.padded, args.dir[d].reverse};
+                          h + (k * plan.padded + n) * W, L, plan.padded, plan.states - n, args.dir[d].reverse};
       walk_forward(w, plan.per_row[d], count, any);
     }
   }

@@ -28,17 +28,18 @@ def test_nothing_is_saved_where_nothing_is_needed():
 def test_fake_tensors_count_what_real_ones_do(layer):
     small = Network(base_channels=8, size=8)
     fake, real = (network_saved_bytes(small, layer, 6, is_fake) for is_fake in (True, False))
+    assert real.pop("unreached") == []
     assert fake == real
-    assert fake["unreached"] == []
     assert fake["saved_bytes"] > 0
 
 
 @pytest.mark.parametrize("name", ["attention-einsum", "linear-attention"])
 def test_the_paper_setting_agrees_with_the_authors_code(name):
-    """Their figures are given to two decimals; what differs beyond is 0.3 % at most (the middle attention's kernel)."""
+    """To the two decimals that their figures are given in, and one more in the last place: the fused kernel of the
+    middle's spatial attention saves a little less than theirs."""
     published = next(p for p in PUBLISHED if p.layer == name)
     count = network_saved_bytes(Network.paper(), layer_named(name), 64)
-    assert count["saved_bytes"] / GIB == pytest.approx(published.saved_gib[64], rel=3e-3)
+    assert count["saved_bytes"] / GIB == pytest.approx(published.saved_gib[64], abs=0.015)
     assert 170e6 < count["parameters"] < 176e6
 
 

@@ -49,21 +49,16 @@ def test_the_environment_chooses_the_kernels(isa):
     assert found.stdout.strip().lower() == isa
 
 
-def test_accuracy(isa):
-    """The core cases of test_accuracy.py, and the exact and exponential ones, with these kernels."""
-    chosen = "cpu and (test_core or whole_numbers or exponential_itself or dA_per_state or written or fork)"
-    files = [
-        f"tests/kernels/test_{name}.py" for name in ("accuracy", "exact", "numerics", "gradients", "memory_safety")
-    ]
+def test_accuracy_and_determinism(isa):
+    """Core accuracy, whole numbers, the exponential, strong decay, written memory, and threads, with these kernels."""
+    chosen = (
+        "cpu and (test_core or whole_numbers or exponential_itself or dA_per_state or written or number_of_threads)"
+    )
+    names = ("accuracy", "exact", "numerics", "gradients", "memory_safety", "determinism")
+    files = [f"tests/kernels/test_{name}.py" for name in names]
     found = in_process(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files)
     assert found.returncode == 0, f"SSMVDM_CPU_ISA={isa}\n{found.stdout[-4000:]}{found.stderr[-1000:]}"
     assert " passed" in found.stdout
-
-
-def test_gradients_do_not_depend_on_threads(isa):
-    found = in_process(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu and number_of_threads",
-                       "tests/kernels/test_determinism.py", "tests/kernels/test_conv.py")  # fmt: skip
-    assert found.returncode == 0, f"SSMVDM_CPU_ISA={isa}\n{found.stdout[-4000:]}{found.stderr[-1000:]}"
 
 
 def test_an_unknown_name_is_an_error_or_the_baseline(isa):
