@@ -29,11 +29,12 @@ inline Shape shape_of(const Tensor& t) {
 
 inline void check_shape(const Tensor& t, const Shape& expected, const char* op, const std::string& name) {
   const Shape shape = shape_of(t);
-  STD_TORCH_CHECK(shape == expected, op, ": ", name, " must have the shape ", text(expected), ", but has ", text(shape));
+  STD_TORCH_CHECK(shape == expected, op, ": ", name, " must have the shape ", text(expected), ", but has ",
+                  text(shape));
 }
 inline void check_dtype(const Tensor& t, ScalarType expected, const char* op, const std::string& name) {
-  STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must have dtype ", torch::headeronly::toString(expected), ", but has ",
-                  torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must have dtype ",
+                  torch::headeronly::toString(expected), ", but has ", torch::headeronly::toString(t.scalar_type()));
 }
 inline void check_cpu(const Tensor& t, const char* op, const std::string& name) {
   STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, as the first tensor is");

@@ -17,9 +17,41 @@ void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* co
 }
 
 // The tensors of one scan in the order of the schema.
-enum Argument { U, DELTA, A, B, C, D, Z, DELTA_BIAS, U_B, DELTA_B, A_B, B_B, C_B, D_B, DELTA_BIAS_B, INITIAL_STATE, kArguments };
-constexpr const char* kNames[kArguments] = {"u", "delta", "A", "B", "C", "D", "z", "delta_bias", "u_b", "delta_b",
-                                            "A_b", "B_b", "C_b", "D_b", "delta_bias_b", "initial_state"};
+enum Argument {
+  U,
+  DELTA,
+  A,
+  B,
+  C,
+  D,
+  Z,
+  DELTA_BIAS,
+  U_B,
+  DELTA_B,
+  A_B,
+  B_B,
+  C_B,
+  D_B,
+  DELTA_BIAS_B,
+  INITIAL_STATE,
+  kArguments
+};
+constexpr const char* kNames[kArguments] = {"u",
+                                            "delta",
+                                            "A",
+                                            "B",
+                                            "C",
+                                            "D",
+                                            "z",
+                                            "delta_bias",
+                                            "u_b",
+                                            "delta_b",
+                                            "A_b",
+                                            "B_b",
+                                            "C_b",
+                                            "D_b",
+                                            "delta_bias_b",
+                                            "initial_state"};
 enum Direction { kForward, kReverse, kBoth };
 enum Merge { kSum, kMean, kCat };
 
@@ -35,8 +67,10 @@ struct Call {
       : op(op_), direction(direction_), merge(merge_) {
     std::copy(given.begin(), given.end(), tensors);
     const Tensor& u = *tensors[U];
-    STD_TORCH_CHECK(u.dim() >= 3, op, ": u must have the axes (batch, channels, length, *lanes), but has the shape ", text(shape_of(u)));
-    STD_TORCH_CHECK(direction >= kForward && direction <= kBoth, op, ": direction must be 0, 1 or 2, but is ", direction);
+    STD_TORCH_CHECK(u.dim() >= 3, op, ": u must have the axes (batch, channels, length, *lanes), but has the shape ",
+                    text(shape_of(u)));
+    STD_TORCH_CHECK(direction >= kForward && direction <= kBoth, op, ": direction must be 0, 1 or 2, but is ",
+                    direction);
     STD_TORCH_CHECK(merge >= kSum && merge <= kCat && (merge == kSum || direction == kBoth), op,
                     ": merge must be 0, or with both directions 0, 1 or 2, but is ", merge);
     STD_TORCH_CHECK(!tensors[INITIAL_STATE] || direction != kBoth, op, ": initial_state needs a single direction");
@@ -71,7 +105,8 @@ struct Call {
   void set_output(const Tensor& y) {
     args.y[0] = args.y[1] = view_of(y, dtype_of(y, op, "y"));
     if (merge == kCat)
-      args.y[1].data = static_cast<char*>(args.y[1].data) + args.channels * args.y[1].row_stride * int64_t(y.element_size());
+      args.y[1].data =
+          static_cast<char*>(args.y[1].data) + args.channels * args.y[1].row_stride * int64_t(y.element_size());
   }
 
   Tensor& contiguous(Optional& t) {
@@ -87,8 +122,8 @@ struct Call {
     for (int i : {B, C, B_B, C_B}) {
       if (!tensors[i] || tensors[i]->dim() != int64_t(shape.size()) + 1) continue;
       const int64_t groups = tensors[i]->size(1);
-      STD_TORCH_CHECK(groups > 0 && args.channels % groups == 0, op, ": channels (", args.channels, ") must be a multiple of the groups of ",
-                      kNames[i], " (", groups, ")");
+      STD_TORCH_CHECK(groups > 0 && args.channels % groups == 0, op, ": channels (", args.channels,
+                      ") must be a multiple of the groups of ", kNames[i], " (", groups, ")");
       args.groups = std::lcm(args.groups, groups);
     }
   }
@@ -130,13 +165,15 @@ struct Call {
   }
 };
 
-#define SCAN_PARAMETERS                                                                                              \
-  Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z, Optional delta_bias, Optional u_b,     \
-      Optional delta_b, Optional A_b, Optional B_b, Optional C_b, Optional D_b, Optional delta_bias_b, Optional initial_state
+#define SCAN_PARAMETERS                                                                                            \
+  Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z, Optional delta_bias, Optional u_b, \
+      Optional delta_b, Optional A_b, Optional B_b, Optional C_b, Optional D_b, Optional delta_bias_b,             \
+      Optional initial_state
 #define SCAN_TENSORS \
   {u, delta, A, B, C, D, z, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, initial_state}
 
-std::tuple<Tensor, Tensor> scan_forward(SCAN_PARAMETERS, int64_t direction, int64_t merge, bool delta_softplus, bool return_last_state) {
+std::tuple<Tensor, Tensor> scan_forward(SCAN_PARAMETERS, int64_t direction, int64_t merge, bool delta_softplus,
+                                        bool return_last_state) {
   Call call("scan_forward", SCAN_TENSORS, direction, merge, delta_softplus);
   STD_TORCH_CHECK(!return_last_state || direction != kBoth, "scan_forward: last_state needs a single direction");
   Tensor y = dense_like(u, call.output_shape());
@@ -159,13 +196,15 @@ struct Gradients {
       const Optional& t = call.tensors[i];
       const bool wanted = t && (needs >> i & 1);
       const bool is_sequence = t && t->dim() >= int64_t(call.shape.size()) && i != INITIAL_STATE;
-      tensors.push_back(!wanted ? nothing(t ? *t : *call.tensors[U]) : is_sequence ? dense_like(*t) : contiguous_empty(shape_of(*t), t->scalar_type(), *t));
+      tensors.push_back(!wanted       ? nothing(t ? *t : *call.tensors[U])
+                        : is_sequence ? dense_like(*t)
+                                      : contiguous_empty(shape_of(*t), t->scalar_type(), *t));
       const bool used = i < U_B || i == INITIAL_STATE || call.direction == kBoth;
       if (wanted && (call.is_empty() || !used)) fill_zero(tensors.back());
     }
     ScanBackwardArgs& a = call.args;
-    a.shared = {!call.tensors[U_B], !call.tensors[DELTA_B], !call.tensors[A_B], !call.tensors[B_B],
-                !call.tensors[C_B], !call.tensors[D_B], !call.tensors[DELTA_BIAS_B]};
+    a.shared = {!call.tensors[U_B], !call.tensors[DELTA_B], !call.tensors[A_B],         !call.tensors[B_B],
+                !call.tensors[C_B], !call.tensors[D_B],     !call.tensors[DELTA_BIAS_B]};
     for (int d = 0; d < a.directions; ++d) {
       ScanGradDirection& g = a.grad[d];
       g.du = sequence(d ? U_B : U), g.ddelta = sequence(d ? DELTA_B : DELTA);
@@ -184,14 +223,18 @@ struct Gradients {
   }
   void states(int i, SequenceView* view, void** constant) {
     if (!wanted(i)) return;
-    if (call.is_constant(i)) *constant = tensors[i].data_ptr();
-    else *view = sequence(i, tensors[i].dim() == int64_t(call.shape.size()) + 1);
+    if (call.is_constant(i))
+      *constant = tensors[i].data_ptr();
+    else
+      *view = sequence(i, tensors[i].dim() == int64_t(call.shape.size()) + 1);
   }
 };
 
 using T = Tensor;
-std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tensor dy, Optional dlast_state, SCAN_PARAMETERS, int64_t direction,
-                                                                         int64_t merge, bool delta_softplus, int64_t needs) {
+std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tensor dy, Optional dlast_state,
+                                                                         SCAN_PARAMETERS, int64_t direction,
+                                                                         int64_t merge, bool delta_softplus,
+                                                                         int64_t needs) {
   Call call("scan_backward", SCAN_TENSORS, direction, merge, delta_softplus);
   check_shape(dy, call.output_shape(), call.op, "dy");
   check_dtype(dy, u.scalar_type(), call.op, "dy");
@@ -212,7 +255,8 @@ std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tensor 
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]};
 }
 
-// -- convolution -------------------------------------------------------------------------------------------------------
+// -- convolution
+// -------------------------------------------------------------------------------------------------------
 
 struct ConvCall {
   const char* op;
@@ -221,11 +265,15 @@ struct ConvCall {
   Optional weight[2], bias[2];  // in the accumulation type
   bool own_weight, own_bias;    // the reverse direction has its own, rather than sharing the forward one's
 
-  ConvCall(const char* op_, const Tensor& x_, const Tensor& w, const Optional& b, const Optional& w_b, const Optional& b_b, int64_t direction, bool silu)
+  ConvCall(const char* op_, const Tensor& x_, const Tensor& w, const Optional& b, const Optional& w_b,
+           const Optional& b_b, int64_t direction, bool silu)
       : op(op_), x(x_) {
-    STD_TORCH_CHECK(x.dim() >= 3, op, ": x must have the axes (batch, channels, length, *lanes), but has the shape ", text(shape_of(x)));
-    STD_TORCH_CHECK(w.dim() == 2 && w.size(1) > 0, op, ": weight must have the shape (channels, width), but has ", text(shape_of(w)));
-    STD_TORCH_CHECK(direction >= kForward && direction <= kBoth, op, ": direction must be 0, 1 or 2, but is ", direction);
+    STD_TORCH_CHECK(x.dim() >= 3, op, ": x must have the axes (batch, channels, length, *lanes), but has the shape ",
+                    text(shape_of(x)));
+    STD_TORCH_CHECK(w.dim() == 2 && w.size(1) > 0, op, ": weight must have the shape (channels, width), but has ",
+                    text(shape_of(w)));
+    STD_TORCH_CHECK(direction >= kForward && direction <= kBoth, op, ": direction must be 0, 1 or 2, but is ",
+                    direction);
     args.batch = x.size(0), args.channels = x.size(1), args.length = x.size(2), args.lanes = 1, args.width = w.size(1);
     for (int64_t d = 3; d < x.dim(); ++d) args.lanes *= x.size(d);
     args.first_direction = direction == kReverse ? 1 : 0;
@@ -237,9 +285,11 @@ struct ConvCall {
     own_weight = direction == kBoth && w_b, own_bias = direction == kBoth && b_b;
     for (int d = 0; d < 2; ++d) {
       const bool reverse_weight = d == 1 && own_weight, reverse_bias = d == 1 && own_bias;
-      weight[d] = prepared(reverse_weight ? *w_b : w, {args.channels, args.width}, reverse_weight ? "weight_b" : "weight");
+      weight[d] =
+          prepared(reverse_weight ? *w_b : w, {args.channels, args.width}, reverse_weight ? "weight_b" : "weight");
       args.weight[d] = weight[d]->data_ptr();
-      if (b || reverse_bias) bias[d] = prepared(reverse_bias ? *b_b : *b, {args.channels}, reverse_bias ? "bias_b" : "bias");
+      if (b || reverse_bias)
+        bias[d] = prepared(reverse_bias ? *b_b : *b, {args.channels}, reverse_bias ? "bias_b" : "bias");
       args.bias[d] = bias[d] ? bias[d]->data_ptr() : nullptr;
     }
   }
@@ -257,18 +307,22 @@ struct ConvCall {
   }
 };
 
-std::tuple<Tensor, Tensor> conv1d_forward(Tensor x, Tensor weight, Optional bias, Optional weight_b, Optional bias_b, int64_t direction, bool silu) {
+std::tuple<Tensor, Tensor> conv1d_forward(Tensor x, Tensor weight, Optional bias, Optional weight_b, Optional bias_b,
+                                          int64_t direction, bool silu) {
   ConvCall call("conv1d_forward", x, weight, bias, weight_b, bias_b, direction, silu);
-  Tensor y[2] = {direction == kReverse ? nothing(x) : dense_like(x), direction == kForward ? nothing(x) : dense_like(x)};
+  Tensor y[2] = {direction == kReverse ? nothing(x) : dense_like(x),
+                 direction == kForward ? nothing(x) : dense_like(x)};
   if (!call.is_empty()) {
-    for (int d = call.args.first_direction; d <= call.args.last_direction; ++d) call.args.y[d] = view_of(y[d], call.args.x.dtype);
+    for (int d = call.args.first_direction; d <= call.args.last_direction; ++d)
+      call.args.y[d] = view_of(y[d], call.args.x.dtype);
     cpu_kernels(call.args.compute).conv_forward(call.args, run_parallel);
   }
   return {y[0], y[1]};
 }
 
-std::tuple<T, T, T, T, T> conv1d_backward(Tensor dy, Tensor dy_b, Tensor x, Tensor weight, Optional bias, Optional weight_b, Optional bias_b,
-                                          int64_t direction, bool silu, int64_t needs) {
+std::tuple<T, T, T, T, T> conv1d_backward(Tensor dy, Tensor dy_b, Tensor x, Tensor weight, Optional bias,
+                                          Optional weight_b, Optional bias_b, int64_t direction, bool silu,
+                                          int64_t needs) {
   ConvCall call("conv1d_backward", x, weight, bias, weight_b, bias_b, direction, silu);
   const Tensor* incoming[2] = {&dy, &dy_b};
   for (int d = call.args.first_direction; d <= call.args.last_direction; ++d) {
@@ -282,7 +336,9 @@ std::tuple<T, T, T, T, T> conv1d_backward(Tensor dy, Tensor dy_b, Tensor x, Tens
   std::vector<Tensor> gradients;
   for (int i = 0; i < 5; ++i) {
     const bool wanted = inputs[i] && (needs >> i & 1);
-    gradients.push_back(!wanted ? nothing(inputs[i] ? *inputs[i] : x) : i == 0 ? dense_like(x) : contiguous_empty(shape_of(*inputs[i]), inputs[i]->scalar_type(), x));
+    gradients.push_back(!wanted  ? nothing(inputs[i] ? *inputs[i] : x)
+                        : i == 0 ? dense_like(x)
+                                 : contiguous_empty(shape_of(*inputs[i]), inputs[i]->scalar_type(), x));
     const bool used = i < 3 || (i == 3 ? call.own_weight : call.own_bias);
     if (wanted && i > 0 && used) sums[i] = contiguous_empty(shape_of(*inputs[i]), accumulation_type(x), x);
     if (wanted && (call.is_empty() || !used)) fill_zero(gradients.back());

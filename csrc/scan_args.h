@@ -23,25 +23,26 @@ struct SequenceView {
 
 // What one direction of the scan reads. "Accumulation type": float, or double for float64 tensors.
 struct ScanDirection {
-  bool reverse;              // time runs length-1 .. 0
-  SequenceView u, delta;     // (batch, channels, length, *lanes)
-  SequenceView B, C;         // (batch, groups, states, length, *lanes), unless constant in time
-  const void *A;             // (channels, states), accumulation type, contiguous
+  bool reverse;                   // time runs length-1 .. 0
+  SequenceView u, delta;          // (batch, channels, length, *lanes)
+  SequenceView B, C;              // (batch, groups, states, length, *lanes), unless constant in time
+  const void* A;                  // (channels, states), accumulation type, contiguous
   const void *B_const, *C_const;  // (channels, states) or null
   const void *D, *delta_bias;     // (channels,) or null
 };
 
-// y_t = sum over directions of <C_t, h_t> + D u_t, times scale and silu(z_t); h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t.
+// y_t = sum over directions of <C_t, h_t> + D u_t, times scale and silu(z_t); h_t = exp(delta_t A) h_{t-1} + delta_t
+// u_t B_t.
 struct ScanArgs {
   int64_t batch, channels, length, lanes, states;
-  int64_t groups;            // the least common multiple of those of all B and C
+  int64_t groups;  // the least common multiple of those of all B and C
   int32_t directions;
-  DType compute;             // kFloat32 or kFloat64
+  DType compute;  // kFloat32 or kFloat64
   bool delta_softplus;
-  bool concatenate;          // each direction has its own output y[d]; otherwise their sum goes to y[0]
+  bool concatenate;  // each direction has its own output y[d]; otherwise their sum goes to y[0]
   double scale;
   ScanDirection dir[kMaxDirections];
-  SequenceView z;            // data null if absent
+  SequenceView z;  // data null if absent
   SequenceView y[kMaxDirections];
   const void* initial_state;  // (batch, channels, states, lanes) contiguous or null; one direction only
   void* last_state;           // the same, or null
@@ -56,7 +57,9 @@ struct ScanGradDirection {
 
 struct ScanBackwardArgs : ScanArgs {  // y[] holds the incoming gradients dy
   ScanGradDirection grad[kMaxDirections];
-  struct { bool u, delta, A, B, C, D, delta_bias; } shared;
+  struct {
+    bool u, delta, A, B, C, D, delta_bias;
+  } shared;
   SequenceView dz;
   const void* dlast_state;
   void* dinitial_state;
@@ -69,8 +72,8 @@ struct ConvArgs {
   DType compute;
   bool silu;
   SequenceView x;
-  const void *weight[kMaxDirections];  // (channels, width), accumulation type, contiguous
-  const void *bias[kMaxDirections];    // (channels,) or null
+  const void* weight[kMaxDirections];  // (channels, width), accumulation type, contiguous
+  const void* bias[kMaxDirections];    // (channels,) or null
   SequenceView y[kMaxDirections];
 };
 

@@ -14,10 +14,14 @@ namespace ssmvdm {
 
 inline DType dtype_of(const Tensor& t, const char* op, const std::string& name) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
     default:
       STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16, float16 or float64, but is ",
                       torch::headeronly::toString(t.scalar_type()));
@@ -59,8 +63,10 @@ inline SequenceView view_of(const Tensor& t, DType dtype, bool with_groups = fal
 inline Tensor empty_strided(const Shape& sizes, const Shape& strides, ScalarType dtype, const Tensor& like) {
   AtenTensorHandle handle;
   const auto device = like.device();
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
   return Tensor(handle);
 }
 

@@ -1,5 +1,6 @@
-// Depthwise convolution in both directions over one read of x. Direction 0: y_t = act(bias + sum_k weight_k x_{t-(K-1)+k});
-// direction 1 mirrors it in time. The backward pass recomputes the pre-activation. Included inside an ISA namespace.
+// Depthwise convolution in both directions over one read of x. Direction 0: y_t = act(bias + sum_k weight_k
+// x_{t-(K-1)+k}); direction 1 mirrors it in time. The backward pass recomputes the pre-activation. Included inside an
+// ISA namespace.
 
 struct ConvPlan : Plan {
   const ConvArgs& args;
@@ -47,7 +48,8 @@ struct ConvTask {
     const Scalar* w = plan.weight[d] + block * plan.width * W;
     Vec sum = Vec::load(plan.bias[d] + block * W);
     const int64_t last = plan.width - 1, step = d == 0 ? 1 : -1;
-    for (int64_t k = 0; k <= last; ++k) sum = fma(Vec::load(w + k * W), Vec::load(x + (t + step * (k - last)) * W), sum);
+    for (int64_t k = 0; k <= last; ++k)
+      sum = fma(Vec::load(w + k * W), Vec::load(x + (t + step * (k - last)) * W), sum);
     return sum;
   }
 
@@ -68,7 +70,8 @@ struct ConvTask {
   }
 
   // Adds to the sums of one partial: dweight [blocks][width][...] and dbias [blocks][...] per direction.
-  void backward(int64_t unit, int64_t block, const Rows& x_rows, const Rows* y_rows, const Rows& dx_rows, Scalar* const* dweight, Scalar* const* dbias) {
+  void backward(int64_t unit, int64_t block, const Rows& x_rows, const Rows* y_rows, const Rows& dx_rows,
+                Scalar* const* dweight, Scalar* const* dbias) {
     const ConvBackwardArgs& a = static_cast<const ConvBackwardArgs&>(plan.args);
     const int64_t channel = plan.first_channel(block), count = plan.rows(unit, block), last = plan.width - 1;
     load_rows(a.x, x_rows.base + channel * a.x.row_stride, x_rows, count, L, x, W);
@@ -89,12 +92,14 @@ struct ConvTask {
       plan.fold(dbias[d] + block * plan.sum_width(), sum);
       for (int64_t k = 0; k <= last; ++k) {
         Vec dw(Scalar(0));
-        for (int64_t t = 0; t < L; ++t) dw = fma(Vec::load(gradient + t * W), Vec::load(x + (t + step * (k - last)) * W), dw);
+        for (int64_t t = 0; t < L; ++t)
+          dw = fma(Vec::load(gradient + t * W), Vec::load(x + (t + step * (k - last)) * W), dw);
         plan.fold(dweight[d] + (block * plan.width + k) * plan.sum_width(), dw);
       }
       for (int64_t t = 0; t < L; ++t) {
         Vec v(Scalar(0));
-        for (int64_t k = 0; k <= last; ++k) v = fma(Vec::load(w + k * W), Vec::load(gradient + (t - step * (k - last)) * W), v);
+        for (int64_t k = 0; k <= last; ++k)
+          v = fma(Vec::load(w + k * W), Vec::load(gradient + (t - step * (k - last)) * W), v);
         if (d > a.first_direction) v = v + Vec::load(dx + t * W);
         v.store(dx + t * W);
       }
@@ -115,8 +120,10 @@ static void for_conv_blocks(const ConvPlan& plan, ParallelFor run, const F& body
     task.clear_padding();
     for (int64_t i = begin; i < end; ++i) {
       const int64_t partial = i / plan.splits, split = i % plan.splits;
-      const int64_t first = plan.first_block(plan.first_segment(split)), last = plan.last_block(plan.first_segment(split + 1) - 1);
-      for (int64_t unit = plan.first_unit(partial); unit < plan.first_unit(partial + 1); ++unit) body(task, partial, unit, first, last);
+      const int64_t first = plan.first_block(plan.first_segment(split)),
+                    last = plan.last_block(plan.first_segment(split + 1) - 1);
+      for (int64_t unit = plan.first_unit(partial); unit < plan.first_unit(partial + 1); ++unit)
+        body(task, partial, unit, first, last);
     }
   });
 }
@@ -131,20 +138,25 @@ static void conv_forward(const ConvArgs& a, ParallelFor run) {
 
 static void conv_backward(const ConvBackwardArgs& a, ParallelFor run) {
   const ConvPlan plan(a);
-  const int64_t weights = plan.blocks * plan.width * plan.sum_width(), biases = plan.blocks * plan.sum_width(), stride = 2 * (weights + biases);
+  const int64_t weights = plan.blocks * plan.width * plan.sum_width(), biases = plan.blocks * plan.sum_width(),
+                stride = 2 * (weights + biases);
   Memory memory(plan.partials * stride * int64_t(sizeof(Scalar)), true);
   Scalar* const sums = memory.data();
   for_conv_blocks(plan, run, [&](ConvTask& task, int64_t partial, int64_t unit, int64_t first, int64_t last) {
-    const Rows x = plan.rows_of(a.x, unit), dx = plan.rows_of(a.dx, unit), y[] = {plan.rows_of(a.y[0], unit), plan.rows_of(a.y[1], unit)};
+    const Rows x = plan.rows_of(a.x, unit), dx = plan.rows_of(a.dx, unit),
+               y[] = {plan.rows_of(a.y[0], unit), plan.rows_of(a.y[1], unit)};
     Scalar* const mine = sums + partial * stride;
-    Scalar *const dweight[] = {mine, mine + weights}, *const dbias[] = {mine + 2 * weights, mine + 2 * weights + biases};
+    Scalar *const dweight[] = {mine, mine + weights}, *const dbias[] = {mine + 2 * weights,
+                                                                        mine + 2 * weights + biases};
     for (int64_t b = first; b < last; ++b) task.backward(unit, b, x, y, dx, dweight, dbias);
   });
   for (int d = a.first_direction; d <= a.last_direction; ++d) {
     // A filter shared by both directions has one gradient: direction 1 points at the output of direction 0.
     const bool add_weight = d > a.first_direction && a.dweight[d] && a.dweight[d] == a.dweight[a.first_direction];
     const bool add_bias = d > a.first_direction && a.dbias[d] && a.dbias[d] == a.dbias[a.first_direction];
-    if (a.dweight[d]) plan.unfold(sums + d * weights, stride, plan.width, plan.width, add_weight, static_cast<Scalar*>(a.dweight[d]));
-    if (a.dbias[d]) plan.unfold(sums + 2 * weights + d * biases, stride, 1, 1, add_bias, static_cast<Scalar*>(a.dbias[d]));
+    if (a.dweight[d])
+      plan.unfold(sums + d * weights, stride, plan.width, plan.width, add_weight, static_cast<Scalar*>(a.dweight[d]));
+    if (a.dbias[d])
+      plan.unfold(sums + 2 * weights + d * biases, stride, 1, 1, add_bias, static_cast<Scalar*>(a.dbias[d]));
   }
 }

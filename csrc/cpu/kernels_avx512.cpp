@@ -4,7 +4,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #elif defined(__GNUC__)
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -33,5 +34,6 @@ namespace avx512 {
 #endif
 
 const ssmvdm::CpuKernels ssmvdm::kCpuAvx512 = {
-    "avx512", avx512::scan_forward, avx512::scan_backward, avx512::conv_forward, avx512::conv_backward, avx512::exp2_rate};
+    "avx512",         avx512::scan_forward, avx512::scan_backward, avx512::conv_forward, avx512::conv_backward,
+    avx512::exp2_rate};
 #endif

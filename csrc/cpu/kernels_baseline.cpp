@@ -26,6 +26,7 @@ namespace baseline {
 #else
 #define SSMVDM_BASELINE_NAME "baseline"
 #endif
-const ssmvdm::CpuKernels ssmvdm::kCpuBaseline = {SSMVDM_BASELINE_NAME, baseline::scan_forward, baseline::scan_backward,
-                                                 baseline::conv_forward, baseline::conv_backward, baseline::exp2_rate};
+const ssmvdm::CpuKernels ssmvdm::kCpuBaseline = {SSMVDM_BASELINE_NAME,    baseline::scan_forward,
+                                                 baseline::scan_backward, baseline::conv_forward,
+                                                 baseline::conv_backward, baseline::exp2_rate};
 #endif

@@ -9,7 +9,8 @@ INLINE Vec scale_in_two_steps(Vec p, Vec n) {  // p * 2^n for integral |n| <= 25
 INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7; zero where the result would be subnormal
   const Vec bounded = max(Vec(-87.3f), x);
   const Vec n = round(bounded * Vec(1.44269504f));
-  const Vec r = fnma(n, Vec(-2.12194440e-4f), fnma(n, Vec(0.693359375f), bounded));  // ln 2 in two parts, the first exact
+  const Vec r =
+      fnma(n, Vec(-2.12194440e-4f), fnma(n, Vec(0.693359375f), bounded));  // ln 2 in two parts, the first exact
   Vec p(0.0013814602f);
   p = fma(p, r, Vec(0.008368716f));
   p = fma(p, r, Vec(0.04166839f));

@@ -1,8 +1,8 @@
 // How a call is divided. A unit is what shares B and C: one sequence, its channels side by side in vectors ("channel
-// mode"); or W sequences side by side, one channel after another ("lane mode", where neither channels nor time are contiguous).
-// Both walk blocks of rows; two blocks are scanned together so that they share every load of B and C. A run of
-// blocks is a segment: sums over channels are formed per segment and added in order, so that no result depends on how
-// segments and units are spread over threads. Included inside an ISA namespace.
+// mode"); or W sequences side by side, one channel after another ("lane mode", where neither channels nor time are
+// contiguous). Both walk blocks of rows; two blocks are scanned together so that they share every load of B and C. A
+// run of blocks is a segment: sums over channels are formed per segment and added in order, so that no result depends
+// on how segments and units are spread over threads. Included inside an ISA namespace.
 
 constexpr int64_t kMaxPartials = 64;  // of sums over sequences
 constexpr int64_t kFewUnits = 16;     // below this, threads also share the channels of a unit
@@ -62,7 +62,9 @@ struct Plan {
     r.base = sequence_offset(view, lanes, lane_mode ? unit * W : unit);
     for (int64_t i = 0; i < W; ++i) {
       const int64_t sequence = unit * W + i;
-      r.offset[i] = !lane_mode ? i * view.row_stride : sequence < sequences ? sequence_offset(view, lanes, sequence) - r.base : 0;
+      r.offset[i] = !lane_mode             ? i * view.row_stride
+                    : sequence < sequences ? sequence_offset(view, lanes, sequence) - r.base
+                                           : 0;
       r.contiguous = r.contiguous && (r.offset[i] == i || (lane_mode && sequence >= sequences));
     }
     return r;
@@ -91,11 +93,14 @@ struct Plan {
   // Sums over sequences live in partial[block][padded][...] with W entries per state in channel mode, one in lane mode.
   int64_t sum_width() const { return lane_mode ? 1 : W; }
   void fold(Scalar* sums, Vec v) const {
-    if (lane_mode) *sums += sum_lanes(v);
-    else (Vec::load(sums) + v).store(sums);
+    if (lane_mode)
+      *sums += sum_lanes(v);
+    else
+      (Vec::load(sums) + v).store(sums);
   }
   // out[channel][n] = sum over partials, in order.
-  void unfold(const Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, bool accumulate, Scalar* out) const {
+  void unfold(const Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, bool accumulate,
+              Scalar* out) const {
     for (int64_t channel = 0; channel < channels; ++channel) {
       const int64_t in_group = channel % group_channels;
       const int64_t block = channel / group_channels * group_blocks + in_group / block_channels;

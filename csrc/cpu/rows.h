@@ -13,7 +13,8 @@ struct Rows {
 };
 
 template <class T>
-INLINE void load_tile(const T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, Scalar* tile, int64_t tile_stride) {
+INLINE void load_tile(const T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, Scalar* tile,
+                      int64_t tile_stride) {
   if (rows.contiguous && count == W) {
     for (int64_t t = 0; t < length; ++t) Vec::load(p + t * time_stride).store(tile + t * tile_stride);
     return;
@@ -27,11 +28,13 @@ INLINE void load_tile(const T* p, const Rows& rows, int64_t count, int64_t time_
       for (int64_t i = 0; i < W; ++i) r[i].store(tile + (t + i) * tile_stride);
     }
   for (; t < length; ++t)
-    for (int64_t i = 0; i < W; ++i) tile[t * tile_stride + i] = i < count ? to_float(p[rows.offset[i] + t * time_stride]) : Scalar(0);
+    for (int64_t i = 0; i < W; ++i)
+      tile[t * tile_stride + i] = i < count ? to_float(p[rows.offset[i] + t * time_stride]) : Scalar(0);
 }
 
 template <class T>
-INLINE void store_tile(T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, const Scalar* tile, int64_t tile_stride) {
+INLINE void store_tile(T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, const Scalar* tile,
+                       int64_t tile_stride) {
   if (rows.contiguous && count == W) {
     for (int64_t t = 0; t < length; ++t) Vec::load(tile + t * tile_stride).store(p + t * time_stride);
     return;
@@ -55,17 +58,22 @@ INLINE void with_storage(const SequenceView& view, int64_t offset, F&& f) {
     f(static_cast<double*>(view.data) + offset);
   } else {
     switch (view.dtype) {
-      case DType::kFloat32: return f(static_cast<float*>(view.data) + offset);
-      case DType::kBFloat16: return f(static_cast<BFloat16*>(view.data) + offset);
-      default: return f(static_cast<Float16*>(view.data) + offset);
+      case DType::kFloat32:
+        return f(static_cast<float*>(view.data) + offset);
+      case DType::kBFloat16:
+        return f(static_cast<BFloat16*>(view.data) + offset);
+      default:
+        return f(static_cast<Float16*>(view.data) + offset);
     }
   }
 }
 
-NOINLINE static void load_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length, Scalar* tile, int64_t tile_stride) {
+NOINLINE static void load_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
+                               int64_t length, Scalar* tile, int64_t tile_stride) {
   with_storage(view, offset, [&](auto* p) { load_tile(p, rows, count, view.time_stride, length, tile, tile_stride); });
 }
-NOINLINE static void store_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length, const Scalar* tile, int64_t tile_stride) {
+NOINLINE static void store_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
+                                int64_t length, const Scalar* tile, int64_t tile_stride) {
   with_storage(view, offset, [&](auto* p) { store_tile(p, rows, count, view.time_stride, length, tile, tile_stride); });
 }
 
@@ -82,18 +90,21 @@ INLINE Window window(const SequenceView& view, int64_t offset, const Rows& rows,
   if (in_place(view, rows, count)) return {static_cast<Scalar*>(view.data) + offset, view.time_stride};
   return {scratch, W};
 }
-INLINE Window load_window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length, Scalar* scratch) {
+INLINE Window load_window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length,
+                          Scalar* scratch) {
   const Window w = window(view, offset, rows, count, scratch);
   if (w.p == scratch) load_rows(view, offset, rows, count, length, scratch, W);
   return w;
 }
-INLINE void store_window(Window w, const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length) {
+INLINE void store_window(Window w, const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
+                         int64_t length) {
   if (!in_place(view, rows, count)) store_rows(view, offset, rows, count, length, w.p, W);
 }
 
 INLINE int64_t sequence_offset(const SequenceView& view, int64_t lanes, int64_t sequence) {
   int64_t offset = sequence / lanes * view.batch_stride, lane = sequence % lanes;
-  for (int32_t d = view.lane_dims; d-- > 0; lane /= view.lane_size[d]) offset += lane % view.lane_size[d] * view.lane_stride[d];
+  for (int32_t d = view.lane_dims; d-- > 0; lane /= view.lane_size[d])
+    offset += lane % view.lane_size[d] * view.lane_stride[d];
   return offset;
 }
 

@@ -5,12 +5,12 @@
 // Included inside an ISA namespace.
 
 struct BackwardWalk : ForwardWalk {
-  const Scalar* dy;                // [blocks][length][W]
-  Scalar *decay, *state;           // [length][blocks][kStates][W] in walking order; state[-1] is the initial state
-  Scalar *dC, *dB;                 // sums over channels, per time step
+  const Scalar* dy;       // [blocks][length][W]
+  Scalar *decay, *state;  // [length][blocks][kStates][W] in walking order; state[-1] is the initial state
+  Scalar *dC, *dB;        // sums over channels, per time step
   int64_t dC_step, dB_step;
-  Scalar *d_delta_A, *d_delta_u;   // [blocks][length][W], added to; the first is <q h, A log2 e>
-  Scalar *dA, *q;                  // [blocks][padded][W]; q from last to initial state
+  Scalar *d_delta_A, *d_delta_u;  // [blocks][length][W], added to; the first is <q h, A log2 e>
+  Scalar *dA, *q;                 // [blocks][padded][W]; q from last to initial state
 };
 
 template <class Access, int K, bool kAny>
@@ -18,7 +18,9 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
   const Exp2Table table;
   const int64_t block = w.length * W, block_states = w.padded * W;
   Vec A[K][kStates], h[K][kStates];
-  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+  UNROLL
+  for (int k = 0; k < K; ++k) UNROLL
+  for (int n = 0; n < kStates; ++n) {
     A[k][n] = Vec::load(w.A + k * block_states + n * W);
     h[k][n] = Vec::load(w.h + k * block_states + n * W);
     h[k][n].store(w.state + (k * kStates + n) * W - K * kStates * W);
@@ -29,15 +31,18 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
   Scalar *y = w.y + first * W, *dC = w.dC + first * w.dC_step, *decay = w.decay, *state = w.state;
   for (int64_t t = 0; t < w.length; ++t) {
     Vec dt[K], du[K], g[K], sum[K], product[kStates];
-    UNROLL for (int k = 0; k < K; ++k) {
+    UNROLL
+    for (int k = 0; k < K; ++k) {
       dt[k] = Vec::load(delta + k * block);
       du[k] = Vec::load(delta_u + k * block);
       g[k] = Vec::load(dy + k * block);
       sum[k] = Vec::load(y + k * block);
     }
-    UNROLL for (int n = 0; n < kStates; ++n) {
+    UNROLL
+    for (int n = 0; n < kStates; ++n) {
       const Vec b = Access::get(B, n), c = Access::get(C, n);
-      UNROLL for (int k = 0; k < K; ++k) {
+      UNROLL
+      for (int k = 0; k < K; ++k) {
         Vec a(Scalar(0));
         if (!kAny || n < w.states) {
           a = kAny ? exp2_any(dt[k], A[k][n], table) : exp2_near(dt[k], A[k][n], table);
@@ -50,7 +55,8 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
       }
     }
     Access::accumulate(dC, product);
-    UNROLL for (int k = 0; k < K; ++k) sum[k].store(y + k * block);
+    UNROLL
+    for (int k = 0; k < K; ++k) sum[k].store(y + k * block);
     delta += direction * W, delta_u += direction * W, dy += direction * W, y += direction * W;
     B += direction * w.B_step, C += direction * w.C_step, dC += direction * w.dC_step;
     decay += K * kStates * W, state += K * kStates * W;
@@ -61,7 +67,9 @@ template <class Access, int K>
 NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   const int64_t block = w.length * W, block_states = w.padded * W;
   Vec q[K][kStates], dA[K][kStates];
-  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+  UNROLL
+  for (int k = 0; k < K; ++k) UNROLL
+  for (int n = 0; n < kStates; ++n) {
     q[k][n] = Vec::load(w.q + k * block_states + n * W);
     dA[k][n] = Vec(Scalar(0));
   }
@@ -73,16 +81,19 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   const Scalar* previous = w.state + (w.length - 2) * K * kStates * W;
   for (int64_t t = 0; t < w.length; ++t) {
     Vec dt[K], du[K], g[K], along_A[K], along_B[K], product[kStates];
-    UNROLL for (int k = 0; k < K; ++k) {
+    UNROLL
+    for (int k = 0; k < K; ++k) {
       dt[k] = Vec::load(delta + k * block);
       du[k] = Vec::load(delta_u + k * block);
       g[k] = Vec::load(dy + k * block);
       along_A[k] = Vec::load(d_delta_A + k * block);
       along_B[k] = Vec::load(d_delta_u + k * block);
     }
-    UNROLL for (int n = 0; n < kStates; ++n) {
+    UNROLL
+    for (int n = 0; n < kStates; ++n) {
       const Vec b = Access::get(B, n), c = Access::get(C, n);
-      UNROLL for (int k = 0; k < K; ++k) {
+      UNROLL
+      for (int k = 0; k < K; ++k) {
         const Vec dh = fma(g[k], c, q[k][n]);
         along_B[k] = fma(dh, b, along_B[k]);
         product[n] = k == 0 ? dh * du[k] : fma(dh, du[k], product[n]);
@@ -93,7 +104,8 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
       }
     }
     Access::accumulate(dB, product);
-    UNROLL for (int k = 0; k < K; ++k) {
+    UNROLL
+    for (int k = 0; k < K; ++k) {
       along_A[k].store(d_delta_A + k * block);
       along_B[k].store(d_delta_u + k * block);
     }
@@ -102,7 +114,9 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
     B += direction * w.B_step, C += direction * w.C_step, dB += direction * w.dB_step;
     decay -= K * kStates * W, previous -= K * kStates * W;
   }
-  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+  UNROLL
+  for (int k = 0; k < K; ++k) UNROLL
+  for (int n = 0; n < kStates; ++n) {
     q[k][n].store(w.q + k * block_states + n * W);
     dA[k][n].store(w.dA + k * block_states + n * W);
   }
@@ -110,10 +124,12 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
 
 INLINE void walk_backward(const BackwardWalk& w, bool per_row, int64_t blocks, bool any) {
   using Walk = void (*)(const BackwardWalk&);
-  static constexpr Walk recompute[2][2][2] = {
-      {{walk_recompute<Shared, 1, false>, walk_recompute<Shared, 1, true>}, {walk_recompute<Shared, 2, false>, walk_recompute<Shared, 2, true>}},
-      {{walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 1, true>}, {walk_recompute<PerRow, 2, false>, walk_recompute<PerRow, 2, true>}}};
-  static constexpr Walk adjoint[2][2] = {{walk_adjoint<Shared, 1>, walk_adjoint<Shared, 2>}, {walk_adjoint<PerRow, 1>, walk_adjoint<PerRow, 2>}};
+  static constexpr Walk recompute[2][2][2] = {{{walk_recompute<Shared, 1, false>, walk_recompute<Shared, 1, true>},
+                                               {walk_recompute<Shared, 2, false>, walk_recompute<Shared, 2, true>}},
+                                              {{walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 1, true>},
+                                               {walk_recompute<PerRow, 2, false>, walk_recompute<PerRow, 2, true>}}};
+  static constexpr Walk adjoint[2][2] = {{walk_adjoint<Shared, 1>, walk_adjoint<Shared, 2>},
+                                         {walk_adjoint<PerRow, 1>, walk_adjoint<PerRow, 2>}};
   recompute[per_row][blocks - 1][any](w);
   adjoint[per_row][blocks - 1](w);
 }
@@ -133,9 +149,15 @@ struct BackwardTask {
   Rows du_rows[kMaxDirections], ddelta_rows[kMaxDirections], dz_rows;
 
   BackwardTask(Arena& arena, const ScanPlan& p)
-      : plan(p), args(static_cast<const ScanBackwardArgs&>(p.args)), L(p.length), state_tile(arena, p), channel_sums(arena, p), unit(-1) {
+      : plan(p),
+        args(static_cast<const ScanBackwardArgs&>(p.args)),
+        L(p.length),
+        state_tile(arena, p),
+        channel_sums(arena, p),
+        unit(-1) {
     const int64_t tile = 2 * L * W, states = 2 * p.padded * W, walked = 2 * kStates * W;
-    for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &dz, &scratch, &y[0], &y[1], &du[0], &du[1], &ddelta[0], &ddelta[1]})
+    for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &dz, &scratch, &y[0], &y[1],
+                       &du[0], &du[1], &ddelta[0], &ddelta[1]})
       *t = arena.take(tile);
     for (Scalar** t : {&h, &q, &dA}) *t = arena.take(states);
     decay = arena.take(L * walked);
@@ -154,7 +176,8 @@ struct BackwardTask {
       const int64_t group = plan.group_of_segment(s);
       if (s == first_segment || group != plan.group_of_segment(s - 1)) state_tile.load(plan, unit, group);
       channel_sums.clear_segment();
-      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2) scan_blocks(b, b + 1 < end ? 2 : 1, sums);
+      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2)
+        scan_blocks(b, b + 1 < end ? 2 : 1, sums);
       channel_sums.end_segment(unit, s);
     }
   }
@@ -169,12 +192,14 @@ struct BackwardTask {
         load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
         load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
       }
-      for (int64_t k = 0; k < count; k += plan.at_once[d]) walk(d, block + k, k, count - k < plan.at_once[d] ? count - k : plan.at_once[d], any, sums);
+      for (int64_t k = 0; k < count; k += plan.at_once[d])
+        walk(d, block + k, k, count - k < plan.at_once[d] ? count - k : plan.at_once[d], any, sums);
       for (int64_t k = 0; k < count; ++k) {
         if (args.dinitial_state) store_state(plan, args.dinitial_state, unit, block + k, q + k * plan.padded * W);
         finish_direction(d, block + k, k * L * W, sums);
         for (int64_t n = 0; n < plan.padded; ++n)
-          plan.fold(sums.dA[d] + ((block + k) * plan.padded + n) * plan.sum_width(), Vec::load(dA + (k * plan.padded + n) * W));
+          plan.fold(sums.dA[d] + ((block + k) * plan.padded + n) * plan.sum_width(),
+                    Vec::load(dA + (k * plan.padded + n) * W));
       }
     }
     for (int64_t k = 0; k < count; ++k) finish(block + k, k * L * W);
@@ -208,7 +233,8 @@ struct BackwardTask {
     }
     const Window z = load_block(args.z, rows.z, plan, unit, block, scratch + L * W);
     for (int64_t t = 0; t < L; ++t) {
-      const Vec x = Vec::load(z.p + t * z.stride), s = sigmoid(x), g = Vec::load(incoming.p + t * incoming.stride) * scale;
+      const Vec x = Vec::load(z.p + t * z.stride), s = sigmoid(x),
+                g = Vec::load(incoming.p + t * incoming.stride) * scale;
       (g * (x * s)).store(dy + at + t * W);
       (g * (s * fma(x, Vec(Scalar(1)) - s, Vec(Scalar(1))))).store(gate + at + t * W);
     }
@@ -272,7 +298,8 @@ struct BackwardTask {
     }
     for (int d = 0; d < args.directions; ++d) {
       put(du[d] + at, both && args.shared.u ? du[1] + at : nullptr, args.grad[d].du, du_rows[d], block);
-      put(ddelta[d] + at, both && args.shared.delta ? ddelta[1] + at : nullptr, args.grad[d].ddelta, ddelta_rows[d], block);
+      put(ddelta[d] + at, both && args.shared.delta ? ddelta[1] + at : nullptr, args.grad[d].ddelta, ddelta_rows[d],
+          block);
     }
   }
 
@@ -280,7 +307,8 @@ struct BackwardTask {
     if (!view.data) return;
     const Window out = block_window(view, r, plan, unit, block, tile);
     if (other)
-      for (int64_t t = 0; t < L; ++t) (Vec::load(tile + t * W) + Vec::load(other + t * W)).store(out.p + t * out.stride);
+      for (int64_t t = 0; t < L; ++t)
+        (Vec::load(tile + t * W) + Vec::load(other + t * W)).store(out.p + t * out.stride);
     else if (out.p != tile)
       for (int64_t t = 0; t < L; ++t) Vec::load(tile + t * W).store(out.p + t * out.stride);
     store_block(out, view, r, plan, unit, block);

@@ -13,7 +13,9 @@ struct SequenceSumsStorage {
   SequenceSums first;
 
   explicit SequenceSumsStorage(const ScanPlan& p)
-      : plan(p), stride(layout(nullptr) / int64_t(sizeof(Scalar))), memory(stride * int64_t(sizeof(Scalar)) * p.partials, true) {
+      : plan(p),
+        stride(layout(nullptr) / int64_t(sizeof(Scalar))),
+        memory(stride * int64_t(sizeof(Scalar)) * p.partials, true) {
     layout(memory.base);
   }
   SequenceSums of_partial(int64_t partial) const {
@@ -66,8 +68,12 @@ struct SegmentSums {
   Memory kept;
 
   explicit SegmentSums(const ScanPlan& p)
-      : plan(p), args(static_cast<const ScanBackwardArgs&>(p.args)), width(p.lane_mode ? W : 1), tile(p.length * p.padded * width),
-        set(2 * p.args.directions * tile), kept(p.splits > 1 ? p.units * p.segments * set * int64_t(sizeof(Scalar)) : 0, false) {}
+      : plan(p),
+        args(static_cast<const ScanBackwardArgs&>(p.args)),
+        width(p.lane_mode ? W : 1),
+        tile(p.length * p.padded * width),
+        set(2 * p.args.directions * tile),
+        kept(p.splits > 1 ? p.units * p.segments * set * int64_t(sizeof(Scalar)) : 0, false) {}
 
   const SequenceView& gradient(int d, int which) const { return which == 0 ? args.grad[d].dB : args.grad[d].dC; }
   bool is_shared(int which) const { return args.directions == 2 && (which == 0 ? args.shared.B : args.shared.C); }
@@ -112,12 +118,14 @@ struct SegmentSums {
     const int64_t offset = rows.base + group * view.group_stride;
     if (plan.lane_mode) {
       for (int64_t n = 0; n < plan.states; ++n)
-        store_rows(view, offset + n * view.row_stride, rows, plan.rows(unit, 0), plan.length, sum + n * W, plan.padded * W);
+        store_rows(view, offset + n * view.row_stride, rows, plan.rows(unit, 0), plan.length, sum + n * W,
+                   plan.padded * W);
       return;
     }
     with_storage(view, offset, [&](auto* out) {
       for (int64_t t = 0; t < plan.length; ++t)
-        for (int64_t n = 0; n < plan.states; ++n) from_float(sum[t * plan.padded + n], out + t * view.time_stride + n * view.row_stride);
+        for (int64_t n = 0; n < plan.states; ++n)
+          from_float(sum[t * plan.padded + n], out + t * view.time_stride + n * view.row_stride);
     });
   }
 };
@@ -152,7 +160,8 @@ struct ChannelSums {
     for (int which = 0; which < 2; ++which) {
       if (!constant(d, which)) continue;
       for (int64_t n = 0; n < plan.padded; ++n)
-        plan.fold(sums.constant[d][which] + (block * plan.padded + n) * plan.sum_width(), Vec::load(walked[d][which] + n * W));
+        plan.fold(sums.constant[d][which] + (block * plan.padded + n) * plan.sum_width(),
+                  Vec::load(walked[d][which] + n * W));
       memset(walked[d][which], 0, size_t(plan.padded * W) * sizeof(Scalar));
     }
   }
@@ -164,11 +173,13 @@ struct ChannelSums {
       for (int d = 0; d < plan.args.directions; ++d) {
         const SequenceView& view = segments->target(d, which);
         if (constant(d, which) || !view.data) continue;
-        reduce(walked[d][which], d, keep || segment % plan.own_segments(view) == 0, target + (2 * d + which) * segments->tile);
+        reduce(walked[d][which], d, keep || segment % plan.own_segments(view) == 0,
+               target + (2 * d + which) * segments->tile);
       }
       for (int d = 0; d < plan.args.directions && !keep; ++d) {
         const SequenceView& view = segments->gradient(d, which);
-        if (!constant(d, which) && view.data && (segment + 1) % plan.own_segments(view) == 0) segments->store(unit, segment, which, d, total);
+        if (!constant(d, which) && view.data && (segment + 1) % plan.own_segments(view) == 0)
+          segments->store(unit, segment, which, d, total);
       }
     }
   }

@@ -17,7 +17,8 @@ struct PerRow {
   INLINE static Vec get(const Scalar* p, int64_t n) { return Vec::load(p + n * W); }
   static constexpr int64_t kGradWidth = W;
   INLINE static void accumulate(Scalar* acc, const Vec* v) {
-    UNROLL for (int64_t n = 0; n < kStates; ++n) (Vec::load(acc + n * W) + v[n]).store(acc + n * W);
+    UNROLL
+    for (int64_t n = 0; n < kStates; ++n) (Vec::load(acc + n * W) + v[n]).store(acc + n * W);
   }
 };
 
@@ -31,8 +32,11 @@ struct ScanPlan : Plan {
   Scalar *B_const[kMaxDirections], *C_const[kMaxDirections];
 
   explicit ScanPlan(const ScanArgs& a)
-      : Plan(a.batch, a.channels, a.length, a.lanes, a.groups, a.dir[0].u), args(a), states(a.states),
-        padded((a.states + kStates - 1) / kStates * kStates), parameters(parameter_bytes(), false) {
+      : Plan(a.batch, a.channels, a.length, a.lanes, a.groups, a.dir[0].u),
+        args(a),
+        states(a.states),
+        padded((a.states + kStates - 1) / kStates * kStates),
+        parameters(parameter_bytes(), false) {
     Arena arena(parameters.base);
     take_parameters(arena);
     for (int d = 0; d < a.directions; ++d) {
@@ -82,7 +86,8 @@ struct ScanPlan : Plan {
   }
 };
 
-// B and C of one unit and group (each may have fewer groups of its own), as the recurrence reads them: [length][padded][1 or W].
+// B and C of one unit and group (each may have fewer groups of its own), as the recurrence reads them:
+// [length][padded][1 or W].
 struct StateTile {
   Scalar* scratch[kMaxDirections][2];
   const Scalar* p[kMaxDirections][2];  // B, C
@@ -125,7 +130,8 @@ struct StateTile {
     if (N < padded) memset(tile, 0, size_t(plan.bc_size(d)) * sizeof(Scalar));
     if (plan.lane_mode) {
       const int64_t count = plan.rows(unit, 0);
-      for (int64_t n = 0; n < N; ++n) load_rows(view, offset + n * view.row_stride, rows, count, L, tile + n * W, padded * W);
+      for (int64_t n = 0; n < N; ++n)
+        load_rows(view, offset + n * view.row_stride, rows, count, L, tile + n * W, padded * W);
       return;
     }
     const int64_t width = plan.bc_width(d);
@@ -157,13 +163,17 @@ struct UnitRows {
 INLINE int64_t at_channel(const SequenceView& view, const Rows& rows, int64_t channel) {
   return rows.base + channel * view.row_stride;
 }
-INLINE Window load_block(const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit, int64_t block, Scalar* scratch) {
-  return load_window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length, scratch);
+INLINE Window load_block(const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit, int64_t block,
+                         Scalar* scratch) {
+  return load_window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length,
+                     scratch);
 }
-INLINE Window block_window(const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit, int64_t block, Scalar* scratch) {
+INLINE Window block_window(const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit,
+                           int64_t block, Scalar* scratch) {
   return window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), scratch);
 }
-INLINE void store_block(Window w, const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit, int64_t block) {
+INLINE void store_block(Window w, const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit,
+                        int64_t block) {
   store_window(w, view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length);
 }
 

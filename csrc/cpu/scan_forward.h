@@ -6,9 +6,9 @@ struct ForwardWalk {              // `blocks` blocks and kStates states through 
   const Scalar* A;                // [blocks][padded][W], times log2 e
   const Scalar *B, *C;
   int64_t B_step, C_step;
-  Scalar* h;                      // [blocks][padded][W], first to last state
+  Scalar* h;  // [blocks][padded][W], first to last state
   int64_t length, padded;
-  int64_t states;                 // those of kStates that are not padding, which inf * 0 must not wake
+  int64_t states;  // those of kStates that are not padding, which inf * 0 must not wake
   bool reverse;
 };
 
@@ -17,7 +17,9 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
   const Exp2Table table;
   const int64_t block = w.length * W, block_states = w.padded * W;
   Vec A[K][kStates], h[K][kStates];
-  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) {
+  UNROLL
+  for (int k = 0; k < K; ++k) UNROLL
+  for (int n = 0; n < kStates; ++n) {
     A[k][n] = Vec::load(w.A + k * block_states + n * W);
     h[k][n] = Vec::load(w.h + k * block_states + n * W);
   }
@@ -27,32 +29,39 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
   Scalar* y = w.y + first * W;
   for (int64_t t = 0; t < w.length; ++t) {
     Vec dt[K], du[K], sum[K];
-    UNROLL for (int k = 0; k < K; ++k) {
+    UNROLL
+    for (int k = 0; k < K; ++k) {
       dt[k] = Vec::load(delta + k * block);
       du[k] = Vec::load(delta_u + k * block);
       sum[k] = Vec::load(y + k * block);
     }
-    UNROLL for (int n = 0; n < kStates; ++n) {
+    UNROLL
+    for (int n = 0; n < kStates; ++n) {
       if (kAny && n >= w.states) break;
       const Vec b = Access::get(B, n), c = Access::get(C, n);
-      UNROLL for (int k = 0; k < K; ++k) {
+      UNROLL
+      for (int k = 0; k < K; ++k) {
         const Vec a = kAny ? exp2_any(dt[k], A[k][n], table) : exp2_near(dt[k], A[k][n], table);
         h[k][n] = fma(a, h[k][n], du[k] * b);
         sum[k] = fma(h[k][n], c, sum[k]);
       }
     }
-    UNROLL for (int k = 0; k < K; ++k) sum[k].store(y + k * block);
+    UNROLL
+    for (int k = 0; k < K; ++k) sum[k].store(y + k * block);
     delta += direction * W, delta_u += direction * W, y += direction * W;
     B += direction * w.B_step, C += direction * w.C_step;
   }
-  UNROLL for (int k = 0; k < K; ++k) UNROLL for (int n = 0; n < kStates; ++n) h[k][n].store(w.h + k * block_states + n * W);
+  UNROLL
+  for (int k = 0; k < K; ++k) UNROLL
+  for (int n = 0; n < kStates; ++n) h[k][n].store(w.h + k * block_states + n * W);
 }
 
 INLINE void walk_forward(const ForwardWalk& w, bool per_row, int64_t blocks, bool any) {
   using Walk = void (*)(const ForwardWalk&);
-  static constexpr Walk walks[2][2][2] = {
-      {{walk_forward<Shared, 1, false>, walk_forward<Shared, 1, true>}, {walk_forward<Shared, 2, false>, walk_forward<Shared, 2, true>}},
-      {{walk_forward<PerRow, 1, false>, walk_forward<PerRow, 1, true>}, {walk_forward<PerRow, 2, false>, walk_forward<PerRow, 2, true>}}};
+  static constexpr Walk walks[2][2][2] = {{{walk_forward<Shared, 1, false>, walk_forward<Shared, 1, true>},
+                                           {walk_forward<Shared, 2, false>, walk_forward<Shared, 2, true>}},
+                                          {{walk_forward<PerRow, 1, false>, walk_forward<PerRow, 1, true>},
+                                           {walk_forward<PerRow, 2, false>, walk_forward<PerRow, 2, true>}}};
   walks[per_row][blocks - 1][any](w);
 }
 
@@ -66,9 +75,16 @@ struct ForwardTask {
   UnitRows rows;
 
   ForwardTask(Arena& arena, const ScanPlan& p)
-      : plan(p), args(p.args), L(p.length), delta(arena.take(2 * L * W)), delta_u(arena.take(2 * L * W)),
-        y{arena.take(2 * L * W), arena.take(2 * L * W)}, h(arena.take(2 * p.padded * W)), scratch(arena.take(2 * L * W)),
-        state_tile(arena, p), unit(-1) {}
+      : plan(p),
+        args(p.args),
+        L(p.length),
+        delta(arena.take(2 * L * W)),
+        delta_u(arena.take(2 * L * W)),
+        y{arena.take(2 * L * W), arena.take(2 * L * W)},
+        h(arena.take(2 * p.padded * W)),
+        scratch(arena.take(2 * L * W)),
+        state_tile(arena, p),
+        unit(-1) {}
 
   void run(int64_t new_unit, int64_t first_segment, int64_t last_segment) {
     unit = new_unit;
@@ -76,7 +92,8 @@ struct ForwardTask {
     int64_t group = -1;
     for (int64_t s = first_segment; s < last_segment; ++s) {
       if (plan.group_of_segment(s) != group) state_tile.load(plan, unit, group = plan.group_of_segment(s));
-      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2) scan_blocks(b, b + 1 < end ? 2 : 1);
+      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2)
+        scan_blocks(b, b + 1 < end ? 2 : 1);
     }
   }
 
@@ -88,9 +105,11 @@ struct ForwardTask {
         any = prepare(d, block + k, delta + k * L * W, delta_u + k * L * W, y[d] + k * L * W) || any;
         load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
       }
-      for (int64_t k = 0; k < count; k += plan.at_once[d]) walk(d, block + k, k, count - k < plan.at_once[d] ? count - k : plan.at_once[d], any);
+      for (int64_t k = 0; k < count; k += plan.at_once[d])
+        walk(d, block + k, k, count - k < plan.at_once[d] ? count - k : plan.at_once[d], any);
       if (args.last_state)
-        for (int64_t k = 0; k < count; ++k) store_state(plan, args.last_state, unit, block + k, h + k * plan.padded * W);
+        for (int64_t k = 0; k < count; ++k)
+          store_state(plan, args.last_state, unit, block + k, h + k * plan.padded * W);
     }
     for (int64_t k = 0; k < count; ++k) finish(block + k, k * L * W);
   }
@@ -98,10 +117,19 @@ struct ForwardTask {
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
     const int64_t width = plan.bc_width(d);
     for (int64_t n = 0; n < plan.padded; n += kStates) {
-      const ForwardWalk w{delta + k * L * W, delta_u + k * L * W, y[d] + k * L * W, plan.A[d] + (block * plan.padded + n) * W,
-                          state_tile.at(plan, d, 0, block) + n * width, state_tile.at(plan, d, 1, block) + n * width,
-                          state_tile.step_of(plan, d, 0), state_tile.step_of(plan, d, 1),
-                          h + (k * plan.padded + n) * W, L, plan.padded, plan.states - n, args.dir[d].reverse};
+      const ForwardWalk w{delta + k * L * W,
+                          delta_u + k * L * W,
+                          y[d] + k * L * W,
+                          plan.A[d] + (block * plan.padded + n) * W,
+                          state_tile.at(plan, d, 0, block) + n * width,
+                          state_tile.at(plan, d, 1, block) + n * width,
+                          state_tile.step_of(plan, d, 0),
+                          state_tile.step_of(plan, d, 1),
+                          h + (k * plan.padded + n) * W,
+                          L,
+                          plan.padded,
+                          plan.states - n,
+                          args.dir[d].reverse};
       walk_forward(w, plan.per_row[d], count, any);
     }
   }

@@ -65,7 +65,8 @@ INLINE void accumulate4(float* acc, Vec a, Vec b, Vec c, Vec d) {
   const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v));
   const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c.v, d.v), _mm256_unpackhi_ps(c.v, d.v));
   const __m256d abd = _mm256_castps_pd(ab), cdd = _mm256_castps_pd(cd);
-  const __m256 s = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(abd, cdd)), _mm256_castpd_ps(_mm256_unpackhi_pd(abd, cdd)));
+  const __m256 s =
+      _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(abd, cdd)), _mm256_castpd_ps(_mm256_unpackhi_pd(abd, cdd)));
   _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc), s));
 }
 

@@ -39,7 +39,9 @@ INLINE Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
 INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), otherwise.v, if_negative.v);
 }
-INLINE Vec zero_where_less(Vec a, Vec b, Vec x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v); }
+INLINE Vec zero_where_less(Vec a, Vec b, Vec x) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v);
+}
 INLINE Vec max_bits(Vec a, Vec b) {
   return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
 }
@@ -57,7 +59,8 @@ INLINE void accumulate4(float* acc, Vec a, Vec b, Vec c, Vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
   const __m512d abd = _mm512_castps_pd(ab), cdd = _mm512_castps_pd(cd);
-  const __m512 s = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(abd, cdd)), _mm512_castpd_ps(_mm512_unpackhi_pd(abd, cdd)));
+  const __m512 s =
+      _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(abd, cdd)), _mm512_castpd_ps(_mm512_unpackhi_pd(abd, cdd)));
   _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), s));
 }
 
@@ -75,7 +78,8 @@ INLINE void transpose(Vec* r) {  // 16 x 16
   }
   for (int i = 0; i < 4; ++i) {
     const __m512 low = _mm512_shuffle_f32x4(s[i], s[4 + i], 0x88), odd = _mm512_shuffle_f32x4(s[i], s[4 + i], 0xdd);
-    const __m512 low2 = _mm512_shuffle_f32x4(s[8 + i], s[12 + i], 0x88), odd2 = _mm512_shuffle_f32x4(s[8 + i], s[12 + i], 0xdd);
+    const __m512 low2 = _mm512_shuffle_f32x4(s[8 + i], s[12 + i], 0x88),
+                 odd2 = _mm512_shuffle_f32x4(s[8 + i], s[12 + i], 0xdd);
     r[i] = _mm512_shuffle_f32x4(low, low2, 0x88);
     r[4 + i] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
     r[8 + i] = _mm512_shuffle_f32x4(low, low2, 0xdd);

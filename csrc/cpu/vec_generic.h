@@ -44,7 +44,9 @@ INLINE Vec select(Int4 mask, Vec a, Vec b) { return (Float4)((mask & (Int4)a.v) 
 INLINE Vec max(Vec a, Vec b) { return select(a.v > b.v, a, b); }
 INLINE Vec min(Vec a, Vec b) { return select(a.v < b.v, a, b); }
 INLINE Vec abs(Vec a) { return (Float4)((Int4)a.v & 0x7fffffff); }
-INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) { return select((Int4)x.v < 0, if_negative, otherwise); }
+INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) {
+  return select((Int4)x.v < 0, if_negative, otherwise);
+}
 INLINE Vec zero_where_less(Vec a, Vec b, Vec x) { return (Float4)(~(a.v < b.v) & (Int4)x.v); }
 INLINE Vec max_bits(Vec a, Vec b) { return select((Int4)a.v > (Int4)b.v, a, b); }
 INLINE Vec round(Vec a) {  // to nearest even, |a| < 2^22

@@ -1,7 +1,8 @@
 // Operators of the CUDA library, bound through the LibTorch stable ABI.
 //
-//   ssmvdm::cuda_build_info() -> str            JSON: {"toolkit": 13000, "architectures": [800, 900]}; touches no device
-//   ssmvdm::cuda_running_architecture() -> int  runs a kernel on the current device; capability times 100 of its code
+//   ssmvdm::cuda_build_info() -> str            JSON: {"toolkit": 13000, "architectures": [800, 900]}; touches no
+//   device ssmvdm::cuda_running_architecture() -> int  runs a kernel on the current device; capability times 100 of its
+//   code
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 

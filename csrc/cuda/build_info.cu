@@ -1,5 +1,6 @@
 // Reports which architectures this library holds code for, and which of them the driver picks on a device. A library
-// built for the wrong architectures otherwise shows itself only as "no kernel image is available" in the first real call.
+// built for the wrong architectures otherwise shows itself only as "no kernel image is available" in the first real
+// call.
 #include "cuda/build_info.h"
 
 #include "cuda/cuda_compat.h"
