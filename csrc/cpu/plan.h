@@ -28,7 +28,10 @@ struct Plan {
     segment_blocks = lane_mode ? 64 : 8;
     group_segments = (group_blocks + segment_blocks - 1) / segment_blocks;
     segments = groups * group_segments;
-    partials = units < kMaxPartials ? units : kMaxPartials;
+    partials = sequences * length / 128;  // so that the sums stay small beside the tensors
+    if (partials > kMaxPartials) partials = kMaxPartials;
+    if (partials < kFewUnits) partials = kFewUnits;
+    if (partials > units) partials = units;
     splits = units < kFewUnits ? 2 * kFewUnits / units : 1;
     if (splits > segments) splits = segments;
   }
