@@ -61,7 +61,7 @@ def training(request: dict) -> dict:
     """Step time and peak memory of a training step, behind the gate: a failed gate leaves no numbers."""
     layer, network = layer_named(request["layer"]), Network(**request["network"])
     TrainingStep(WARM_UP, layer, frames=2).run(*TrainingStep(WARM_UP, layer, frames=2).batch(0))
-    gc.collect()
+    process_memory.release_free_memory()
     if request["memory_limit_bytes"]:
         process_memory.limit_further_bytes(request["memory_limit_bytes"])
     baseline = process_memory.resident_bytes() or process_memory.lifetime_peak_bytes()

@@ -7,6 +7,8 @@ import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
+BUSY_SHARE = 0.4  # of the cores
+
 
 def device_name() -> str:
     """The processor as it calls itself."""
@@ -54,6 +56,22 @@ def total_memory_bytes() -> int | None:
         return total
 
 
+def load_average() -> float | None:
+    """Runnable processes over the last minute: what else the machine is doing, if asked before starting."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def busy_warning(environment: dict) -> str:
+    """A sentence when other work kept a good part of the machine busy as the run began, else an empty string."""
+    load, cores = environment.get("load_before"), environment.get("cores") or 1
+    if load is None or load <= BUSY_SHARE * cores:
+        return ""
+    return f"Other work was running when this began (load {load} on {cores} cores): do not trust the times."
+
+
 def describe(threads: int) -> dict:
     """Everything a reader needs to repeat the run. Imports torch and the kernels."""
     import torch
@@ -66,6 +84,7 @@ def describe(threads: int) -> dict:
         "device": name,
         "device_slug": device_slug(name),
         "cores": os.cpu_count(),
+        "load_before": load_average(),
         "threads": threads,
         "memory_bytes": total_memory_bytes(),
         "vector_extension": torch.backends.cpu.get_cpu_capability(),

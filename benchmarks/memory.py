@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from benchmarks.environment import device_name, device_slug
+from benchmarks.environment import busy_warning, device_name, device_slug
 from benchmarks.errors import InputError
 from benchmarks.process_memory import available_bytes
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, LAYERS, Network, layer_named
 
 RESULTS = Path("benchmarks/results")  # under the working directory
-SECONDS_PER_CONFIGURATION = 20.0  # after which no further repeat begins
+SECONDS_PER_CONFIGURATION = 12.0  # after which no further repeat begins
 TIMEOUT_SECONDS = 300.0
 AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
 
@@ -116,6 +116,8 @@ def run(options: MemoryOptions) -> Path:
     console = stdout_console()
     for table in memory_table(result):
         console.print(table)
+    if warning := busy_warning(result["environment"]):
+        console.print(f"[red]{warning}[/]", soft_wrap=True)
     console.print(f"Report: {html}  ({result['wall_seconds']:.0f} s)", soft_wrap=True)
     if options.open:
         webbrowser.open(html.resolve().as_uri())

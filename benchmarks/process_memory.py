@@ -1,6 +1,8 @@
 """Memory of this process: what it uses, what it used at most, and a limit on what it may take. Linux first."""
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -27,6 +29,13 @@ def lifetime_peak_bytes() -> int:
     """Largest resident size by getrusage. Cannot be reset, and on Linux starts at what the parent had at fork."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def release_free_memory() -> None:
+    """Give pages that the allocator keeps for reuse back to the system, so that they are not taken for used ones."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> bool:

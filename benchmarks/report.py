@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.environment import one_line
+from benchmarks.environment import busy_warning, one_line
 from benchmarks.errors import InputError
 from benchmarks.shapes import GIB, LAYER_NAMES, LAYERS, layer_named
 
@@ -163,6 +163,8 @@ def _headline(result: dict) -> str:
             f"<li><b>{html.escape(layer.label)}</b> at {shared[-1]} frames: {memory:.2f}× the memory and "
             f"{seconds:.2f}× the time of bi-S6.</li>"
         )
+    if warning := busy_warning(result["environment"]):
+        sentences.append(f"<li class=bad>{html.escape(warning)}</li>")
     failed = [row for row in result["training"] + result["saved"] if row["status"] != "ok"]
     for row in failed:
         sentences.append(
@@ -265,7 +267,9 @@ _METHOD_TEXT = (
     "scaled_dot_product_attention with the network's learned position bias; on a CPU, where torch has no fused "
     "gradient for the bias, the scores are recomputed piece by piece in backward. bi-S6 recomputes in backward "
     "what it does not keep; that time is in the step. Bytes saved are storages that autograd keeps, each counted "
-    "once and whole, parameters excluded. Hollow marks: the authors' own code at the same setting."
+    "once and whole, parameters excluded, as the forward pass returns. Hollow marks: the authors' own code at the same "
+    "setting, counting every tensor ever offered for saving, also those released at once: for attention by einsum "
+    "that adds one set of scores."
 )
 _PAGE = """<!doctype html>
 <html lang="en">

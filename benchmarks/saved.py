@@ -5,6 +5,7 @@ machine. Fake CPU tensors and not plain meta tensors, because they make torch ch
 (its fused attention saves other things than the plain one); the count is then that of real tensors, to the byte.
 """
 
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -15,21 +16,31 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.shapes import Layer, Network
 
 
+class _Held:
+    """One saved tensor. It lives as long as the node of the graph that saved it."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # an output saved as it is would keep its own node alive, and so itself
+
+
 def saved_bytes(function: Callable[[], Tensor], parameters: list[Tensor]) -> tuple[int, Tensor]:
-    """Bytes of all storages that `function` saves for backward, each counted once and whole, those of `parameters`
-    not at all; and what `function` returned."""
+    """Bytes of all storages that autograd holds for backward once `function` has returned, each counted once and whole,
+    those of `parameters` not at all; and what `function` returned. What a node saved that has died since, as that of
+    a detached intermediate does at once, takes no memory and is not counted."""
     owned = {parameter.untyped_storage()._cdata for parameter in parameters}
-    kept = {}  # the storages themselves, so that no address is used twice while counting
+    held: weakref.WeakSet[_Held] = weakref.WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            kept[storage._cdata] = storage
-        return tensor
+    def pack(tensor: Tensor) -> _Held:
+        saved = _Held(tensor)
+        held.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         result = function()
-    return sum(storage.nbytes() for storage in kept.values()), result
+    storages = {storage._cdata: storage for storage in (saved.tensor.untyped_storage() for saved in held)}
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in owned), result
 
 
 def network_saved_bytes(network: Network, layer: Layer, frames: int, is_fake: bool = True) -> dict:

@@ -23,7 +23,8 @@ from benchmarks.terminal import progress_bar
 
 BASE_LAYOUT = "channels-last"
 MODES = ("forward", "forward+backward")
-RIVAL_MEMORY_BYTES = 3 * 2**30
+RIVAL_MEMORY_BYTES = 6 * 2**30
+PROBE_SEQUENCES = 8
 BACKWARD_FLOOR = 7.5 / 3.5  # operations of a backward step over those of a forward step, per element and state
 
 
@@ -89,31 +90,32 @@ def measure_shape(options: ScanOptions, shape: Shape, result: dict) -> None:
     variants = [base]
     variants += [(options.dtypes[0], layout) for layout in options.layouts if layout != BASE_LAYOUT]
     variants += [(dtype, BASE_LAYOUT) for dtype in options.dtypes[1:]]
-    candidates: dict[str, dict[str, Callable[[], object]]] = {}
-    rows: dict[str, dict] = {}
+    ours: dict[str, tuple[dict, dict]] = {}  # name -> (row, calls by mode)
     for dtype, layout in variants:
         tensors = our_tensors(shape, getattr(torch, dtype), layout)
-        name = f"ours {dtype} {layout}"
-        rows[name] = {"dtype": dtype, "layout": layout} | gate_row(gate_ours(tensors, layout))
-        candidates[name] = calls(run_ours, tensors)
-    for rival in rivals.RIVALS:
-        if rival.name in options.rivals:
-            rows[rival.name], candidates[rival.name] = prepare_rival(rival, shape, options)
-    timed = {name: call for name, call in candidates.items() if rows[name]["status"] == "ok"}
-    base_name = f"ours {base[0]} {base[1]}"
+        row = {"dtype": dtype, "layout": layout} | gate_row(gate_ours(tensors, layout))
+        ours[our_name(dtype, layout)] = (row, calls(run_ours, tensors))
     for mode in MODES:
-        functions = {name: call[mode] for name, call in timed.items()}
+        entries = {name: (row, by_mode[mode]) for name, (row, by_mode) in ours.items()}
+        for rival in rivals.RIVALS:
+            if rival.name in options.rivals:
+                entries[rival.name] = prepare_rival(rival, shape, options, mode)
+        functions = {name: call for name, (row, call) in entries.items() if row["status"] == "ok"}
         samples = timing.interleaved(functions, options.rounds, options.budget_seconds)
-        for name, row in rows.items():
+        for name, (row, _) in entries.items():
             record = {"sequences": shape.sequences, "length": shape.length, "mode": mode, "name": name} | row
             if name in samples:
                 scale = shape.sequences / row.get("timed_sequences", shape.sequences)
                 record["seconds"] = timing.middle(samples[name]) * scale
                 record["rounds"] = sum(value is not None for value in samples[name])
-                if base_name in samples:
-                    record["ratio"] = timing.ratio(samples[name], samples[base_name]) * scale
-            result["ours" if name.startswith("ours") else "rivals"].append(record)
+                if our_name(*base) in samples:
+                    record["ratio"] = timing.ratio(samples[name], samples[our_name(*base)]) * scale
+            result["ours" if name in ours else "rivals"].append(record)
     add_share_of_floor(result, shape)
+
+
+def our_name(dtype: str, layout: str) -> str:
+    return f"ours {dtype} {layout}"
 
 
 def gate_row(gate: Gate) -> dict:
@@ -121,17 +123,16 @@ def gate_row(gate: Gate) -> dict:
     return {"status": status, "detail": gate.first_failure(), "gate": gate.as_json()}
 
 
-def prepare_rival(rival: rivals.Rival, shape: Shape, options: ScanOptions) -> tuple[dict, dict]:
-    """A rival on as many sequences as time and memory allow, gated: (row, calls)."""
-    probe = 4
-    seconds = timing.once(calls(rival.run, rival_tensors(rival, shape, probe))["forward+backward"])
-    by_time = int(probe * options.budget_seconds / 4 / max(seconds, 1e-6))  # warm-up and three rounds
+def prepare_rival(rival: rivals.Rival, shape: Shape, options: ScanOptions, mode: str) -> tuple[dict, Callable]:
+    """A rival on as many sequences as time and memory allow, gated: (row, what is timed)."""
+    probe = min(PROBE_SEQUENCES, shape.sequences)
+    seconds = timing.once(calls(rival.run, rival_tensors(rival, shape, probe))[mode])
+    by_time = int(probe * options.budget_seconds / 4 / max(seconds, 1e-6))  # a warm-up and three rounds
     by_memory = RIVAL_MEMORY_BYTES // (rival.bytes_per_element * shape.channels * shape.length)
-    count = max(probe, min(shape.sequences, by_time, by_memory))
-    count = min(count, shape.sequences)
+    count = min(shape.sequences, max(probe, min(by_time, by_memory)))
     tensors = rival_tensors(rival, shape, count)
     row = {"label": rival.label, "timed_sequences": count} | gate_row(gate_rival(rival, tensors))
-    return row, calls(rival.run, tensors)
+    return row, calls(rival.run, tensors)[mode]
 
 
 def rival_tensors(rival: rivals.Rival, shape: Shape, sequences: int) -> dict[str, torch.Tensor]:

@@ -48,8 +48,8 @@ class ScanOptions:
     rounds: int = 15
     """Rounds of interleaved timings; a slow rival takes part in as many as its budget allows, three at least."""
 
-    budget_seconds: float = 4.0
-    """Time that one rival may take at one shape."""
+    budget_seconds: float = 8.0
+    """Time that one candidate may take at one shape and mode. A rival too slow for it runs on fewer sequences."""
 
     out: Path | None = None
     """Folder for the results. Default: benchmarks/results/<device>."""

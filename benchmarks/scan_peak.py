@@ -1,7 +1,5 @@
 """Peak memory of the scan's forward and backward, for a process of its own (`benchmarks.child`)."""
 
-import gc
-
 import torch
 
 from benchmarks import process_memory
@@ -17,7 +15,7 @@ def scan_peak(request: dict) -> dict:
     small = our_tensors(Shape(request["threads"] * 2, shape.channels, 4, shape.states), dtype, "channels-last")
     gradients(run_ours, small, like_output(run_ours(small).detach()))  # loads the library and starts its threads
     tensors = our_tensors(shape, dtype, "channels-last")
-    gc.collect()
+    process_memory.release_free_memory()
     if not process_memory.reset_peak():
         return {"status": "not available", "detail": "this system does not tell a process its peak memory"}
     before = process_memory.resident_bytes()

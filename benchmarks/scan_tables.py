@@ -1,6 +1,6 @@
 """The scan benchmark as Markdown tables."""
 
-from benchmarks.environment import one_line
+from benchmarks.environment import busy_warning, one_line
 
 MODES = ("forward", "forward+backward")
 
@@ -10,7 +10,7 @@ def markdown(result: dict) -> str:
     rate = result["exponentials_per_second"]
     parts = [
         "# Bidirectional selective scan on the CPU",
-        one_line(result["environment"]),
+        " ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])])),
         f"{settings['channels']} channels, {settings['states']} states, two directions, {settings['dtypes'][0]}, "
         f"{settings['base_layout']}; medians of interleaved runs, warm. Ratios are theirs / ours."
         + (f" Vector exp2 alone: {rate / 1e9:.1f} G/s." if rate else ""),

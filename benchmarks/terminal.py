@@ -16,7 +16,8 @@ MIB = 2**20
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float, float], None]]:
-    """Yields advance(description, done, total). On standard error, so that standard output is the result alone."""
+    """Yields advance(description, done, total). On standard error, so that standard output is the result alone; lines
+    instead of a bar where that is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -26,11 +27,14 @@ def progress_bar() -> Iterator[Callable[[str, float, float], None]]:
         TimeRemainingColumn(),
     )
     # A long window for the speed estimate: one measurement takes seconds.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120.0) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, speed_estimate_period=120.0, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting", total=None)
 
         def advance(description: str, done: float, total: float) -> None:
             progress.update(task, description=description, completed=done, total=total)
+            if not console.is_terminal:  # a log file: one line per measurement
+                console.print(f"{100 * done / total:3.0f} %  {description}", highlight=False, soft_wrap=True)
 
         yield advance
 
