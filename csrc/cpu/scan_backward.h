@@ -29,7 +29,9 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
   const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W, *dy = w.dy + first * W;
   const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
   Scalar *y = w.y + first * W, *dC = w.dC + first * w.dC_step, *decay = w.decay, *state = w.state;
-  for (int64_t t = 0; t < w.length; ++t) {
+  const char* ahead = w.ahead;
+  for (int64_t t = 0; t < w.length; ++t, ahead += w.ahead_step) {
+    PREFETCH(ahead);
     Vec dt[K], du[K], g[K], sum[K], product[kStates];
     UNROLL
     for (int k = 0; k < K; ++k) {
@@ -125,7 +127,7 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
 INLINE void walk_backward(const BackwardWalk& w, bool per_row, int64_t blocks, bool any) {
   using Walk = void (*)(const BackwardWalk&);
   static constexpr Walk quick[2][2] = {{walk_recompute<Shared, 1, false>, walk_recompute<Shared, 2, false>},
-                                      {walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 2, false>}};
+                                       {walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 2, false>}};
   static constexpr Walk everything[2] = {walk_recompute<Shared, 1, true>, walk_recompute<PerRow, 1, true>};
   static constexpr Walk adjoint[2][2] = {{walk_adjoint<Shared, 1>, walk_adjoint<Shared, 2>},
                                          {walk_adjoint<PerRow, 1>, walk_adjoint<PerRow, 2>}};
@@ -144,7 +146,8 @@ struct BackwardTask {
   StateTile state_tile;
   ChannelSums channel_sums;
   int64_t unit;
-  UnitRows rows;
+  UnitRows rows, next_rows;
+  Ahead ahead;
   Rows du_rows[kMaxDirections], ddelta_rows[kMaxDirections], dz_rows;
 
   BackwardTask(Arena& arena, const ScanPlan& p)
@@ -166,6 +169,7 @@ struct BackwardTask {
   void run(int64_t new_unit, int64_t first_segment, int64_t last_segment, SequenceSums& sums) {
     unit = new_unit;
     rows = UnitRows(plan, unit);
+    if (unit + 1 < plan.units) next_rows = UnitRows(plan, unit + 1);
     for (int d = 0; d < args.directions; ++d) {
       du_rows[d] = plan.rows_of(args.grad[d].du, unit);
       ddelta_rows[d] = plan.rows_of(args.grad[d].ddelta, unit);
@@ -183,6 +187,7 @@ struct BackwardTask {
 
  private:
   void scan_blocks(int64_t block, int64_t count, SequenceSums& sums) {
+    ahead.fill(plan, rows, next_rows, unit, block + count, true);
     for (int d = 0; d < args.directions; ++d) {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
@@ -217,6 +222,7 @@ struct BackwardTask {
       w.decay = decay, w.state = state;
       w.d_delta_A = d_delta_A + at, w.d_delta_u = d_delta_u + at;
       channel_sums.place(d, n, &w);
+      ahead.take(&w);
       walk_backward(w, plan.per_row[d], count, any);
     }
     channel_sums.fold_constants(d, block, sums);

@@ -177,6 +177,50 @@ INLINE void store_block(Window w, const SequenceView& view, const Rows& rows, co
   store_window(w, view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length);
 }
 
+// Cache lines that the next blocks will read, fetched one per time step while the present blocks are walked. A stream
+// is one tensor's lines of one block; each walk takes one.
+struct Ahead {
+  static constexpr int kStreams = 16;
+  const char* start[kStreams];
+  int64_t step[kStreams];  // bytes per time step
+  int count = 0, taken = 0;
+
+  // For the two blocks from `block` on, or where the unit ends the first two of the next one.
+  void fill(const ScanPlan& plan, const UnitRows& rows, const UnitRows& next_rows, int64_t unit, int64_t block,
+            bool backward) {
+    count = taken = 0;
+    const bool is_last = block >= plan.blocks;
+    if (is_last && unit + 1 >= plan.units) return;
+    const UnitRows& from = is_last ? next_rows : rows;
+    const int64_t first = is_last ? 0 : block;
+    const ScanArgs& a = plan.args;
+    for (int d = 0; d < a.directions; ++d) {
+      if (d == 0 || a.dir[1].u.data != a.dir[0].u.data) add(plan, a.dir[d].u, from.u[d], first);
+      add(plan, a.dir[d].delta, from.delta[d], first);
+      if (backward && (d == 0 || a.concatenate)) add(plan, a.y[d], from.y[d], first);
+    }
+    add(plan, a.z, from.z, first);
+  }
+  template <class Walk>
+  void take(Walk* w) {
+    const bool any = taken < count;
+    w->ahead = any ? start[taken] : reinterpret_cast<const char*>(w->delta);
+    w->ahead_step = any ? step[taken++] : 0;
+  }
+
+ private:
+  void add(const ScanPlan& plan, const SequenceView& view, const Rows& rows, int64_t first) {
+    if (!view.data || !rows.contiguous) return;
+    const int64_t size = view.dtype == DType::kFloat64 ? 8 : view.dtype == DType::kFloat32 ? 4 : 2;
+    for (int64_t b = first; b < first + 2 && b < plan.blocks && count < kStreams; ++b) {
+      const char* p = static_cast<const char*>(view.data) + at_channel(view, rows, plan.first_channel(b)) * size;
+      if (b > first && p < start[count - 1] + 64) return;  // the same lines
+      start[count] = p;
+      step[count++] = view.time_stride * size;
+    }
+  }
+};
+
 // (batch, channels, states, lanes) tensors to and from [padded][W] vectors of one block; null reads as zero.
 static void load_state(const ScanPlan& plan, const void* source, int64_t unit, int64_t block, Scalar* state) {
   memset(state, 0, size_t(plan.padded * W) * sizeof(Scalar));

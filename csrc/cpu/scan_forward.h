@@ -10,6 +10,8 @@ struct ForwardWalk {              // `blocks` blocks and kStates states through 
   int64_t length, padded;
   int64_t states;  // those of kStates that are not padding, which inf * 0 must not wake
   bool reverse;
+  const char* ahead;  // prefetched, one line per time step
+  int64_t ahead_step;
 };
 
 template <class Access, int K, bool kAny>
@@ -27,7 +29,9 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
   const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W;
   const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
   Scalar* y = w.y + first * W;
-  for (int64_t t = 0; t < w.length; ++t) {
+  const char* ahead = w.ahead;
+  for (int64_t t = 0; t < w.length; ++t, ahead += w.ahead_step) {
+    PREFETCH(ahead);
     Vec dt[K], du[K], sum[K];
     UNROLL
     for (int k = 0; k < K; ++k) {
@@ -60,7 +64,7 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
 INLINE void walk_forward(const ForwardWalk& w, bool per_row, int64_t blocks, bool any) {
   using Walk = void (*)(const ForwardWalk&);
   static constexpr Walk quick[2][2] = {{walk_forward<Shared, 1, false>, walk_forward<Shared, 2, false>},
-                                      {walk_forward<PerRow, 1, false>, walk_forward<PerRow, 2, false>}};
+                                       {walk_forward<PerRow, 1, false>, walk_forward<PerRow, 2, false>}};
   static constexpr Walk everything[2] = {walk_forward<Shared, 1, true>, walk_forward<PerRow, 1, true>};
   (any ? everything[per_row] : quick[per_row][blocks - 1])(w);
 }
@@ -72,7 +76,8 @@ struct ForwardTask {
   Scalar *delta, *delta_u, *y[kMaxDirections], *h, *scratch;
   StateTile state_tile;
   int64_t unit;
-  UnitRows rows;
+  UnitRows rows, next_rows;
+  Ahead ahead;
 
   ForwardTask(Arena& arena, const ScanPlan& p)
       : plan(p),
@@ -89,6 +94,7 @@ struct ForwardTask {
   void run(int64_t new_unit, int64_t first_segment, int64_t last_segment) {
     unit = new_unit;
     rows = UnitRows(plan, unit);
+    if (unit + 1 < plan.units) next_rows = UnitRows(plan, unit + 1);
     int64_t group = -1;
     for (int64_t s = first_segment; s < last_segment; ++s) {
       if (plan.group_of_segment(s) != group) state_tile.load(plan, unit, group = plan.group_of_segment(s));
@@ -99,6 +105,7 @@ struct ForwardTask {
 
  private:
   void scan_blocks(int64_t block, int64_t count) {
+    ahead.fill(plan, rows, next_rows, unit, block + count, false);
     for (int d = 0; d < args.directions; ++d) {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
@@ -117,19 +124,20 @@ struct ForwardTask {
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
     const int64_t width = plan.bc_width(d);
     for (int64_t n = 0; n < plan.padded; n += kStates) {
-      const ForwardWalk w{delta + k * L * W,
-                          delta_u + k * L * W,
-                          y[d] + k * L * W,
-                          plan.A[d] + (block * plan.padded + n) * W,
-                          state_tile.at(plan, d, 0, block) + n * width,
-                          state_tile.at(plan, d, 1, block) + n * width,
-                          state_tile.step_of(plan, d, 0),
-                          state_tile.step_of(plan, d, 1),
-                          h + (k * plan.padded + n) * W,
-                          L,
-                          plan.padded,
-                          plan.states - n,
-                          args.dir[d].reverse};
+      ForwardWalk w{delta + k * L * W,
+                    delta_u + k * L * W,
+                    y[d] + k * L * W,
+                    plan.A[d] + (block * plan.padded + n) * W,
+                    state_tile.at(plan, d, 0, block) + n * width,
+                    state_tile.at(plan, d, 1, block) + n * width,
+                    state_tile.step_of(plan, d, 0),
+                    state_tile.step_of(plan, d, 1),
+                    h + (k * plan.padded + n) * W,
+                    L,
+                    plan.padded,
+                    plan.states - n,
+                    args.dir[d].reverse};
+      ahead.take(&w);
       walk_forward(w, plan.per_row[d], count, any);
     }
   }

@@ -21,6 +21,12 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+#if defined(__GNUC__)
+#define PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#else
+#define PREFETCH(p) (void)(p)
+#endif
+
 namespace ssmvdm {
 
 struct BFloat16 {
