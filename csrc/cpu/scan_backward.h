@@ -124,14 +124,16 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   }
 }
 
+// Both exponentials keep to the same blocks: a NaN in one channel must not reorder the sums of dB over the others.
 INLINE void walk_backward(const BackwardWalk& w, bool per_row, int64_t blocks, bool any) {
   using Walk = void (*)(const BackwardWalk&);
-  static constexpr Walk quick[2][2] = {{walk_recompute<Shared, 1, false>, walk_recompute<Shared, 2, false>},
-                                       {walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 2, false>}};
-  static constexpr Walk everything[2] = {walk_recompute<Shared, 1, true>, walk_recompute<PerRow, 1, true>};
+  static constexpr Walk recompute[2][2][2] = {{{walk_recompute<Shared, 1, false>, walk_recompute<Shared, 1, true>},
+                                               {walk_recompute<Shared, 2, false>, walk_recompute<Shared, 2, true>}},
+                                              {{walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 1, true>},
+                                               {walk_recompute<PerRow, 2, false>, walk_recompute<PerRow, 2, true>}}};
   static constexpr Walk adjoint[2][2] = {{walk_adjoint<Shared, 1>, walk_adjoint<Shared, 2>},
                                          {walk_adjoint<PerRow, 1>, walk_adjoint<PerRow, 2>}};
-  (any ? everything[per_row] : quick[per_row][blocks - 1])(w);
+  recompute[per_row][blocks - 1][any](w);
   adjoint[per_row][blocks - 1](w);
 }
 
@@ -196,7 +198,7 @@ struct BackwardTask {
         load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
         load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
       }
-      const int64_t at_once = any || count == 1 ? 1 : plan.at_once[d];
+      const int64_t at_once = count == 1 ? 1 : plan.at_once[d];
       for (int64_t k = 0; k < count; k += at_once) walk(d, block + k, k, at_once, any, sums);
       for (int64_t k = 0; k < count; ++k) {
         if (args.dinitial_state) store_state(plan, args.dinitial_state, unit, block + k, q + k * plan.padded * W);

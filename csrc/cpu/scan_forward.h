@@ -60,13 +60,13 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
   for (int n = 0; n < kStates; ++n) h[k][n].store(w.h + k * block_states + n * W);
 }
 
-// Blocks that need the slow exponential are walked one at a time.
 INLINE void walk_forward(const ForwardWalk& w, bool per_row, int64_t blocks, bool any) {
   using Walk = void (*)(const ForwardWalk&);
-  static constexpr Walk quick[2][2] = {{walk_forward<Shared, 1, false>, walk_forward<Shared, 2, false>},
-                                       {walk_forward<PerRow, 1, false>, walk_forward<PerRow, 2, false>}};
-  static constexpr Walk everything[2] = {walk_forward<Shared, 1, true>, walk_forward<PerRow, 1, true>};
-  (any ? everything[per_row] : quick[per_row][blocks - 1])(w);
+  static constexpr Walk walks[2][2][2] = {{{walk_forward<Shared, 1, false>, walk_forward<Shared, 1, true>},
+                                           {walk_forward<Shared, 2, false>, walk_forward<Shared, 2, true>}},
+                                          {{walk_forward<PerRow, 1, false>, walk_forward<PerRow, 1, true>},
+                                           {walk_forward<PerRow, 2, false>, walk_forward<PerRow, 2, true>}}};
+  walks[per_row][blocks - 1][any](w);
 }
 
 struct ForwardTask {
@@ -112,7 +112,7 @@ struct ForwardTask {
         any = prepare(d, block + k, delta + k * L * W, delta_u + k * L * W, y[d] + k * L * W) || any;
         load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
       }
-      const int64_t at_once = any || count == 1 ? 1 : plan.at_once[d];
+      const int64_t at_once = count == 1 ? 1 : plan.at_once[d];
       for (int64_t k = 0; k < count; k += at_once) walk(d, block + k, k, at_once, any);
       if (args.last_state)
         for (int64_t k = 0; k < count; ++k)
