@@ -108,11 +108,8 @@ def _toolkit(version: int) -> str:
 
 
 def missing(name: str) -> str | None:
-    """Why the backend `name` runs nothing on this machine, with the remedy, or None if it runs."""
-    if name in backends._REGISTRY:
-        reason = backends._REGISTRY[name].missing()
-    else:
-        reason = backends._NOT_SHIPPED[name]
+    """`backends.missing` without the folders of this machine."""
+    reason = backends.missing(name)
     return None if reason is None else _FOLDERS.sub("", reason)
 
 

@@ -30,7 +30,7 @@ struct ConvPlan : Plan {
 struct ConvTask {
   const ConvPlan& plan;
   const int64_t L, pad;
-  Scalar *x, *out, *gradient, *dx, *padding;  // x and gradient have width-1 zero steps on either side
+  Scalar *x, *out, *gradient, *dx;  // x and gradient have width-1 zero steps on either side
 
   ConvTask(Arena& arena, const ConvPlan& p) : plan(p), L(p.length), pad((p.width - 1) * W) {
     x = arena.take(L * W + 2 * pad) + pad;

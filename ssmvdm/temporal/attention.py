@@ -100,10 +100,7 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, position_bias: Tensor | None = None, focus_present: Tensor | None = None) -> Tensor:
         b, _, _, h, w = x.shape
-        frames = rearrange(x, "b c f h w -> (b h w) f c").contiguous()
-        q, k, v = project_heads(frames, self.to_qkv.weight, self.heads)
-        if self.rotary:
-            q, k = apply_rotary(q), apply_rotary(k)
+        q, k, v = frame_heads(x, self.to_qkv.weight, self.heads, self.rotary)
         out = attend(q, k, v, position_bias, self.backend)
         if focus_present is not None:
             # The softmax over a single frame is 1: a sample that sees only itself gets its own value, exactly.
@@ -120,6 +117,13 @@ def project_heads(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor
     """
     q, k, v = (rearrange(F.linear(x, part), "n f (heads d) -> n heads f d", heads=heads) for part in weight.chunk(3))
     return q, k, v
+
+
+def frame_heads(x: Tensor, weight: Tensor, heads: int, rotary: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v over the frames of each pixel, each (b h w, heads, f, dim_head), of x (b, c, f, h, w); q and k turned
+    by the rotary embedding if asked for."""
+    q, k, v = project_heads(rearrange(x, "b c f h w -> (b h w) f c").contiguous(), weight, heads)
+    return (apply_rotary(q), apply_rotary(k), v) if rotary else (q, k, v)
 
 
 @register("attention")

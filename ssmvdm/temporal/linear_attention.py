@@ -4,8 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssmvdm.temporal.attention import project_heads
-from ssmvdm.temporal.position import apply_rotary
+from ssmvdm.temporal.attention import frame_heads
 from ssmvdm.temporal.registry import register
 
 
@@ -23,10 +22,7 @@ class TemporalLinearAttention(nn.Module):
 
     def forward(self, x: Tensor, position_bias: Tensor | None = None, focus_present: Tensor | None = None) -> Tensor:
         b, _, _, h, w = x.shape
-        frames = rearrange(x, "b c f h w -> (b h w) f c").contiguous()
-        q, k, v = project_heads(frames, self.to_qkv.weight, self.heads)
-        if self.rotary:
-            q, k = apply_rotary(q), apply_rotary(k)
+        q, k, v = frame_heads(x, self.to_qkv.weight, self.heads, self.rotary)
         q = q.softmax(dim=-1) * q.shape[-1] ** -0.5
         context = torch.einsum("nhfd,nhfe->nhde", k.softmax(dim=-2), v)  # (n, heads, dim_head, dim_head)
         out = torch.einsum("nhfd,nhde->nhfe", q, context)

@@ -26,7 +26,12 @@ _warned_of: set[str] = set()
 
 def available_backends() -> tuple[str, ...]:
     """The names of the backends that work on this machine, in the order in which backend="auto" prefers them."""
-    return tuple(name for name in NAMES if name in _REGISTRY and _REGISTRY[name].missing() is None)
+    return tuple(name for name in NAMES if missing(name) is None)
+
+
+def missing(name: str) -> str | None:
+    """Why the backend `name` runs nothing on this machine, with the remedy, or None if it runs."""
+    return _REGISTRY[name].missing() if name in _REGISTRY else _NOT_SHIPPED[name]
 
 
 def select(caller: str, first: Tensor, requested: str) -> Backend:
