@@ -39,6 +39,10 @@ class ScanTensors(NamedTuple):
     initial_state: Tensor | None = None  # (batch, channels, states, *lanes)
 
 
+# The bit of `scan_backward`'s `needs` that asks for y of the forward pass, which it computes again in any case.
+NEEDS_Y = 1 << len(ScanTensors._fields)
+
+
 class ConvTensors(NamedTuple):
     """The tensor arguments of one convolution, in the order of the operators' schema."""
 
@@ -62,8 +66,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _library = torch.library.Library("ssmvdm", "DEF")
 
 
-def _gradients_of(names: tuple[str, ...]) -> str:
-    return "(" + ", ".join(f"Tensor d{name}" for name in names) + ")"
+def _gradients_of(names: tuple[str, ...], *more: str) -> str:
+    return "(" + ", ".join(f"Tensor {name}" for name in (*(f"d{name}" for name in names), *more)) + ")"
 
 
 _library.define(
@@ -73,7 +77,7 @@ _library.define(
 )
 _library.define(
     f"scan_backward(Tensor dy, Tensor? dlast_state, {_SCAN_ARGUMENTS}, int direction, int merge, bool delta_softplus,"
-    f" int needs) -> {_gradients_of(ScanTensors._fields)}",
+    f" int needs) -> {_gradients_of(ScanTensors._fields, 'y')}",
     tags=_TAGS,
 )
 _library.define(
@@ -125,13 +129,17 @@ def _gradient_shapes(tensors, needs: int, sequences: tuple[str, ...], names: tup
     return tuple(gradients)
 
 
+def _output_shape(u: Tensor, direction: int, merge: int) -> tuple[int, ...]:
+    doubled = direction == BOTH and merge == CAT
+    return (u.shape[0], u.shape[1] * 2 if doubled else u.shape[1], *u.shape[2:])
+
+
 @torch.library.register_fake("ssmvdm::scan_forward", lib=_library)
 def _scan_forward_shapes(*arguments):
     *tensors, direction, merge, _, return_last_state = arguments
     tensors = ScanTensors(*tensors)
     batch, channels, _, *lanes = tensors.u.shape
-    doubled = direction == BOTH and merge == CAT
-    y = _dense_like(tensors.u, (batch, channels * 2 if doubled else channels, *tensors.u.shape[2:]))
+    y = _dense_like(tensors.u, _output_shape(tensors.u, direction, merge))
     states = tensors.A.shape[1]
     last_state = tensors.A.new_empty((batch, channels, states, *lanes) if return_last_state else (0,))
     return y, last_state
@@ -139,9 +147,12 @@ def _scan_forward_shapes(*arguments):
 
 @torch.library.register_fake("ssmvdm::scan_backward", lib=_library)
 def _scan_backward_shapes(dy, dlast_state, *arguments):
-    *tensors, _direction, _merge, _delta_softplus, needs = arguments
+    *tensors, direction, merge, _delta_softplus, needs = arguments
     sequences = ("u", "delta", "B", "C", "z", "u_b", "delta_b", "B_b", "C_b")
-    return _gradient_shapes(tensors, needs, sequences, ScanTensors._fields)
+    gradients = _gradient_shapes(tensors, needs, sequences, ScanTensors._fields)
+    u = tensors[0]
+    y = _dense_like(u, _output_shape(u, direction, merge)) if needs & NEEDS_Y else u.new_empty((0,))
+    return *gradients, y
 
 
 @torch.library.register_fake("ssmvdm::conv1d_forward", lib=_library)
@@ -193,7 +204,7 @@ def _scan_vjp(ctx, dy, dlast_state):
     if dy is None:
         dy = _zeros_without_memory(tensors.u, ctx.y_shape)
     options = (ctx.direction, ctx.merge, ctx.delta_softplus, needs)
-    gradients = _call(scan_backward, _ScanBackward, (dy, dlast_state, *tensors), *options)
+    *gradients, _y = _call(scan_backward, _ScanBackward, (dy, dlast_state, *tensors), *options)
     return *_only_needed(gradients, needs), None, None, None, None
 
 
