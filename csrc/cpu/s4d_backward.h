@@ -124,8 +124,7 @@ struct S4dBackwardTask {
     z_rows = plan.rows_of(args.z, unit), dz_rows = plan.rows_of(args.dz, unit);
     for (int64_t b = plan.first_block(first_segment), end = plan.last_block(last_segment - 1); b < end; ++b) {
       for (int d = 0; d < args.directions; ++d) {
-        if (d == 0 || args.concatenate)
-          load_gradient(plan, args, d, y_rows[d], z_rows, unit, b, dy, gate, scratch);
+        if (d == 0 || args.concatenate) load_gradient(plan, args, d, y_rows[d], z_rows, unit, b, dy, gate, scratch);
         scan(d, unit, b, sums);
         if (args.concatenate) add_dz(d > 0, y[d]);
       }
