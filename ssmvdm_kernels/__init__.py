@@ -1,12 +1,12 @@
 """Selective scans for video: both time directions at once, on the tensor as it lies in memory.
 
-The public functions are `selective_scan`, `bidirectional_selective_scan` and `bidirectional_conv1d`, the module is
-`BidirectionalMamba`. `available_backends()` lists what runs on this machine and `explain(u)` says why. Importing
+The public functions are `selective_scan`, `bidirectional_selective_scan`, `causal_conv1d` and `bidirectional_conv1d`,
+the module is `BidirectionalMamba`. `available_backends()` lists what runs on this machine and `explain(u)` says why. Importing
 this package builds nothing, downloads nothing and does not initialise a GPU.
 """
 
 from ssmvdm_kernels.backends import available_backends, explain
-from ssmvdm_kernels.conv import bidirectional_conv1d
+from ssmvdm_kernels.conv import bidirectional_conv1d, causal_conv1d
 from ssmvdm_kernels.modules import BidirectionalMamba
 from ssmvdm_kernels.scan import bidirectional_selective_scan, selective_scan
 
@@ -17,6 +17,7 @@ __all__ = [
     "available_backends",
     "bidirectional_conv1d",
     "bidirectional_selective_scan",
+    "causal_conv1d",
     "explain",
     "selective_scan",
 ]
