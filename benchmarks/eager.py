@@ -50,7 +50,9 @@ def temporal_layer(layer: nn.Module, x: Tensor, position_bias: Tensor | None = N
     elif kind == "TemporalLinearAttention":
         y = _linear_attention(sequences, weights, layer.heads)
     elif kind == "BidirectionalMamba":
-        y = _bidirectional_mamba(sequences, weights)
+        y = _mamba(sequences, weights)
+    elif kind == "GatedConvMixer":  # the same mixer around any sequence map, its directions' weights in two places
+        y = _mamba(sequences, {_gathered(name): weight for name, weight in weights.items()})
     else:
         raise TypeError(f"no plain form of temporal layer {kind}")
     b, _, f, h, w = x.shape
@@ -94,10 +96,17 @@ def _linear_attention(x: Tensor, weights: dict, heads: int) -> Tensor:
     return _merge_heads((q @ k.transpose(-1, -2)) @ v, weights)
 
 
-def _bidirectional_mamba(x: Tensor, weights: dict) -> Tensor:
-    """Two causal passes with flips between, as the paper's code runs it."""
+def _gathered(name: str) -> str:
+    """core.causal.D -> causal.D, causal_conv.weight -> causal.conv_weight."""
+    return name.removeprefix("core.").replace("causal_conv.", "causal.conv_")
+
+
+def _mamba(x: Tensor, weights: dict) -> Tensor:
+    """A causal pass, and for two directions another between flips, as the paper's code runs it."""
     x, z = (x @ weights["in_proj.weight"].T + weights["in_proj.bias"]).transpose(1, 2).chunk(2, dim=1)  # (n, d, f)
-    y = _direction(x, z, weights, "causal") + _direction(x.flip(-1), z.flip(-1), weights, "anticausal").flip(-1)
+    y = _direction(x, z, weights, "causal")
+    if "anticausal.D" in weights:
+        y = y + _direction(x.flip(-1), z.flip(-1), weights, "anticausal").flip(-1)
     return y.transpose(1, 2) @ weights["out_proj.weight"].T + weights["out_proj.bias"]
 
 
@@ -106,7 +115,21 @@ def _direction(x: Tensor, z: Tensor, weights: dict, name: str) -> Tensor:
     width = own["conv_weight"].shape[1]
     u = F.conv1d(F.pad(x, (width - 1, 0)), own["conv_weight"][:, None], own["conv_bias"], groups=x.shape[1])
     u = F.silu(u)
+    if "log_dt" in own:
+        return _s4d(u, own) * F.silu(z)
     rank, states = own["dt_proj.weight"].shape[1], own["A_log"].shape[1]
     low, B, C = (own["x_proj.weight"] @ u).split((rank, states, states), dim=1)
     A = -torch.exp(own["A_log"])
     return selective_scan(u, own["dt_proj.weight"] @ low, A, B, C, own["D"], z, own["dt_bias"], delta_softplus=True)
+
+
+def _s4d(u: Tensor, own: dict) -> Tensor:
+    """S4D of u (n, d, f) as the paper's code runs it: the kernel by a Vandermonde matrix, the convolution by FFT."""
+    frames = u.shape[-1]
+    A = torch.complex(-torch.exp(own["log_A_real"]), own["A_imag"])  # (d, modes)
+    step = A * torch.exp(own["log_dt"])[:, None]
+    weight = torch.view_as_complex(own["C"]) * (torch.exp(step) - 1) / A
+    powers = torch.exp(step[..., None] * torch.arange(frames))
+    kernel = 2 * torch.einsum("dm,dmf->df", weight, powers).real
+    spectrum = torch.fft.rfft(u, n=2 * frames) * torch.fft.rfft(kernel, n=2 * frames)
+    return torch.fft.irfft(spectrum, n=2 * frames)[..., :frames] + u * own["D"][:, None]

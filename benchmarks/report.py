@@ -251,6 +251,10 @@ _MARKS = {  # matplotlib's marker -> the same as SVG
     "s": '<rect x="2" y="2" width="12" height="12" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
     "D": '<path d="M8 1 15 8 8 15 1 8Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
     "^": '<path d="M8 2 15 14H1Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "v": '<path d="M8 14 1 2H15Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "P": '<path d="M6 2H10V6H14V10H10V14H6V10H2V6H6Z" fill="{fill}" stroke="currentColor" stroke-width="1.5"/>',
+    "X": '<path d="M5 2 8 5 11 2 14 5 11 8 14 11 11 14 8 11 5 14 2 11 5 8 2 5Z" fill="{fill}" stroke="currentColor" '
+    'stroke-width="1.5"/>',
     "o": '<circle cx="8" cy="8" r="6" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
 }
 _GATE_TEXT = (

@@ -127,18 +127,19 @@ _NAMES = {
 
 def unet_from_paper(
     config: Mapping, state_dict: Mapping[str, Tensor] | None = None, *, attention_backend: str = "einsum",
-    memory: str = "lean",
+    memory: str = "lean", s4d_form: str = "scan",
 ) -> UNet3D:  # fmt: skip
     """The authors' Unet3D(**config) as our UNet3D, with their weights or, for None, fresh ones.
 
     config: their keyword arguments (dim, dim_mults, attn_heads, temporal_arch, ssm_version, ...).
     state_dict: the denoising network's, with their names. None also works under torch.device("meta").
-    attention_backend, memory: of TemporalConfig; attention is computed as published unless asked otherwise.
+    attention_backend, memory, s4d_form: of TemporalConfig; attention is computed as published unless asked otherwise.
 
     Networks without temporal attention carry a relative position table that nothing reads: it is accepted and dropped.
     Raises ValueError naming an unknown, missing or misshapen argument or key.
     """
-    model = UNet3D(_unet_config(config, attention_backend, memory))
+    options = {"attention_backend": attention_backend, "memory": memory, "s4d_form": s4d_form}
+    model = UNet3D(_unet_config(config, options))
     if state_dict is not None:
         _load(model, state_dict)
     return model
@@ -159,7 +160,7 @@ def temporal_layer_to_paper(layer: nn.Module) -> dict[str, Tensor]:
 
 def temporal_layer_from_paper(
     arch: str, config: Mapping, state_dict: Mapping[str, Tensor] | None = None, *, attention_backend: str = "einsum",
-    memory: str = "lean",
+    memory: str = "lean", s4d_form: str = "scan",
 ) -> nn.Module:  # fmt: skip
     """One temporal layer of the authors as ours: a module (b, c, f, h, w) -> (b, c, f, h, w).
 
@@ -171,7 +172,8 @@ def temporal_layer_from_paper(
     """
     arguments = dict(config)
     channels = _take(arguments, "dim")
-    temporal = _layer_config(arch, arguments, attention_backend, memory)
+    options = {"attention_backend": attention_backend, "memory": memory, "s4d_form": s4d_form}
+    temporal = _layer_config(arch, arguments, options)
     layer = build_temporal_layer(channels, temporal)
     if state_dict is not None:
         if isinstance(layer, TemporalAttention | TemporalLinearAttention):
@@ -184,13 +186,13 @@ def _to_paper(model: nn.Module) -> dict[str, Tensor]:
     return {**{name: value.reshape(shape) for name, shape, value in paper_parameters(model)}, **_theirs_only(model)}
 
 
-def _unet_config(config: Mapping, attention_backend: str, memory: str) -> UNet3DConfig:
+def _unet_config(config: Mapping, options: dict[str, str]) -> UNet3DConfig:
     arguments = dict(config)
     arch = arguments.pop("temporal_arch", "attn")
     settings = _renamed(arguments, _TEMPORAL_ARGUMENTS)
     is_state_space = "s4d" in arch or "s6" in arch
     settings |= _state_space_arguments(arguments, "ssm_", "ssm_version", needs_version=is_state_space)
-    temporal = _temporal_config(arch, settings, attention_backend, memory)
+    temporal = _temporal_config(arch, settings, options)
     unet = _renamed(arguments, _UNET_ARGUMENTS)
     if arguments.pop("use_bert_text_cond", False):
         unet["cond_dim"] = BERT_DIM
@@ -202,7 +204,7 @@ def _unet_config(config: Mapping, attention_backend: str, memory: str) -> UNet3D
     return UNet3DConfig(temporal=temporal, **unet)
 
 
-def _layer_config(arch: str, arguments: dict, attention_backend: str, memory: str) -> TemporalConfig:
+def _layer_config(arch: str, arguments: dict, options: dict[str, str]) -> TemporalConfig:
     is_state_space = "s4d" in arch or "s6" in arch
     if "bidirectional" in arguments:
         bidirectional = arguments.pop("bidirectional")
@@ -217,13 +219,13 @@ def _layer_config(arch: str, arguments: dict, attention_backend: str, memory: st
         raise ValueError(f"{arch!r} needs the argument 'version', which is missing")
     arguments.pop("temporal_arch", None)
     _reject_rest(arguments, f"the layer {arch!r}")
-    return _temporal_config(arch, settings, attention_backend, memory)
+    return _temporal_config(arch, settings, options)
 
 
-def _temporal_config(arch: str, settings: dict, attention_backend: str, memory: str) -> TemporalConfig:
+def _temporal_config(arch: str, settings: dict, options: dict[str, str]) -> TemporalConfig:
     if "s4d" in arch and settings.get("mixer") == "gss":
         settings = settings | {"linear_dim": None}  # three times the width there, whatever the argument says
-    return TemporalConfig(layer=arch, attention_backend=attention_backend, memory=memory, **settings)
+    return TemporalConfig(layer=arch, **options, **settings)
 
 
 def _state_space_arguments(arguments: dict, prefix: str, version_name: str, *, needs_version: bool) -> dict:

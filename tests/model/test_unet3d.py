@@ -47,7 +47,7 @@ def test_options(options):
 
 def test_four_levels_have_ten_temporal_layers():
     model = UNet3D(UNet3DConfig(base_channels=8))
-    assert sum(type(module).__name__ == "BidirectionalS6" for module in model.modules()) == 10
+    assert sum(type(module).__name__ == "StateSpaceLayer" for module in model.modules()) == 10
 
 
 def test_conditioning_and_guidance():
