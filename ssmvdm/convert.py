@@ -125,6 +125,7 @@ _NAMES = {
     S4DDirection: {name: f"kernel.{name}" for name in ("log_dt", "log_A_real", "A_imag", "C")},
 }
 
+
 def unet_from_paper(
     config: Mapping, state_dict: Mapping[str, Tensor] | None = None, *, attention_backend: str = "einsum",
     memory: str = "lean", s4d_form: str = "scan",

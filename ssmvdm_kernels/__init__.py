@@ -1,8 +1,8 @@
 """Selective scans for video: both time directions at once, on the tensor as it lies in memory.
 
 The public functions are `selective_scan`, `bidirectional_selective_scan`, `causal_conv1d` and `bidirectional_conv1d`,
-the module is `BidirectionalMamba`. `available_backends()` lists what runs on this machine and `explain(u)` says why. Importing
-this package builds nothing, downloads nothing and does not initialise a GPU.
+the module is `BidirectionalMamba`. `available_backends()` lists what runs on this machine and `explain(u)` says why.
+Importing this package builds nothing, downloads nothing and does not initialise a GPU.
 """
 
 from ssmvdm_kernels.backends import available_backends, explain

@@ -45,6 +45,8 @@ class Mixer(nn.Module):
     "fast" keeps what lies between. The numbers are the same, bit for bit.
     """
 
+    mix: Callable[..., Tensor]
+
     def __init__(self, memory: str = "lean"):
         super().__init__()
         self.memory = memory
@@ -58,12 +60,9 @@ class Mixer(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x,)
 
-    def mix(self, *projected: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class MlpMixer(Mixer):
-    """"mlp": fc2(gelu(fc1(gelu([S(x); S_b(x)])))), the directions side by side."""
+    """ "mlp": fc2(gelu(fc1(gelu([S(x); S_b(x)])))), the directions side by side."""
 
     def __init__(self, channels: int, core: Core, directions: int = 2, linear_dim: int | None = None, **options):
         super().__init__(**options)
@@ -77,7 +76,7 @@ class MlpMixer(Mixer):
 
 
 class GluMixer(Mixer):
-    """"glu": G(S(x)) + G_b(S_b(x)), where G(y) = glu(W activation(y)) with W: channels -> 2 channels.
+    """ "glu": G(S(x)) + G_b(S_b(x)), where G(y) = glu(W activation(y)) with W: channels -> 2 channels.
 
     activation is the sequence map's: GELU after S4D, SiLU after S6.
     """
@@ -97,7 +96,7 @@ class GluMixer(Mixer):
 
 
 class GluMlpMixer(GluMixer):
-    """"glu-mlp": fc2(gelu(fc1(.))) of the mixer "glu", the layer of the paper's first version."""
+    """ "glu-mlp": fc2(gelu(fc1(.))) of the mixer "glu", the layer of the paper's first version."""
 
     def __init__(self, channels: int, core: Core, directions: int = 2, linear_dim: int | None = None, **options):
         super().__init__(channels, core, directions, **options)
@@ -110,7 +109,7 @@ class GluMlpMixer(GluMixer):
 
 
 class GssMixer(Mixer):
-    """"gss": W_o (gelu(W_s x) * gelu(fc3(f * f_b))), f = fc2 S(gelu(fc1 x)), f_b = fc2_b S_b(gelu(fc1_b x)).
+    """ "gss": W_o (gelu(W_s x) * gelu(fc3(f * f_b))), f = fc2 S(gelu(fc1 x)), f_b = fc2_b S_b(gelu(fc1_b x)).
 
     W_s and fc3 lead to linear_dim channels.
     """
@@ -141,7 +140,7 @@ class GssMixer(Mixer):
 
 
 class GatedConvMixer(Mixer):
-    """"mamba": (x', z) = W_in x; out = W_out ((S(silu(conv x')) + S_b(silu(conv_b x'))) * silu(z)).
+    """ "mamba": (x', z) = W_in x; out = W_out ((S(silu(conv x')) + S_b(silu(conv_b x'))) * silu(z)).
 
     x' and z have 2 channels each per channel of x; conv is depthwise and causal, conv_b anti-causal.
     """
@@ -194,7 +193,7 @@ class StateSpaceLayer(nn.Module):
         return self.mixer(x)
 
 
-MIXERS: dict[str, type[Mixer]] = {
+MIXERS: dict[str, Callable[..., Mixer]] = {
     "mlp": MlpMixer,
     "glu": GluMixer,
     "glu-mlp": GluMlpMixer,

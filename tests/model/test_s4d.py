@@ -66,7 +66,8 @@ def test_kernel_is_the_impulse_response():
         impulse = torch.zeros(1, 5, 11, dtype=torch.float64)
         impulse[:, :, 5] = 1
         ahead, back = form(impulse, merge="none")
-        for response, direction, times in ((ahead, form.causal, range(5, 11)), (back, form.anticausal, range(5, -1, -1))):
+        cases = ((ahead, form.causal, range(5, 11)), (back, form.anticausal, range(5, -1, -1)))
+        for response, direction, times in cases:
             expected = direction.kernel(6)
             expected = torch.cat((expected[:, :1] + direction.D[:, None], expected[:, 1:]), dim=1)
             torch.testing.assert_close(response[0, :, list(times)], expected)
@@ -107,7 +108,8 @@ def test_initial_values():
     torch.testing.assert_close(direction.log_A_real.exp(), torch.full((4000, 4), 0.5))
     torch.testing.assert_close(direction.A_imag, math.pi * torch.arange(4.0).expand(4000, 4))
     assert direction.C.square().sum(-1).mean().item() == pytest.approx(1, abs=0.05)
-    assert direction.D.mean().item() == pytest.approx(0, abs=0.1) and direction.D.std().item() == pytest.approx(1, abs=0.1)
+    assert direction.D.mean().item() == pytest.approx(0, abs=0.1)
+    assert direction.D.std().item() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("form", ["scan", "fft"])
