@@ -1,10 +1,14 @@
-"""The diagonal complex scan (S4D), in one direction and in both, as a plain loop over time."""
+"""The S4D scan: a complex diagonal recurrence with coefficients constant in time, in one direction and in both."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ssmvdm_kernels import backends, validation
+from ssmvdm_kernels.ops import BOTH, FORWARD, REVERSE, SUM
+from ssmvdm_kernels.ops_s4d import S4dTensors
+from ssmvdm_kernels.scan import MERGES
 
 
 def s4d_scan(
@@ -17,13 +21,39 @@ def s4d_scan(
     reverse: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """h_t = decay h_{t-1} + u_t;  y_t = (2 Re sum_n weight_n h_n,t + D u_t) * silu(z_t).
+    """The recurrence of S4D over time, independently for every batch element, channel and lane:
 
-    u, z: (batch, channels, length, *lanes); decay, weight: (channels, modes), complex; D: (channels,).
-    `reverse=True` runs t = length-1 .. 0 on tensors in natural time order.
+        h_t = decay h_{t-1} + u_t
+        y_t = (2 Re sum_n weight_n h_{n,t} + D u_t) * silu(z_t)
+
+    This is the causal convolution of u with k_l = 2 Re sum_n weight_n decay_n^l, without a transform: exact for every
+    length, and linear in it. `reverse=True` runs t = length-1 .. 0 on tensors in natural time order.
+
+    Args:
+        u: (batch, channels, length, *lanes), float32, bfloat16, float16 or float64; strides as in `selective_scan`.
+        decay: (channels, modes), complex64 (complex128 if u is float64): exp(dt A) of a diagonal state space.
+        weight: like decay: C (exp(dt A) - 1) / A for a zero-order hold.
+        D: (channels,), float32 (float64 if u is float64).
+        z: like u, the gate.
+        reverse: run against time.
+        backend: as in `selective_scan`.
+
+    Returns:
+        y, shaped like u, with u's dtype and order of dimensions in memory. Arithmetic is float32, or float64 for
+        float64 tensors. Differentiable once with respect to every tensor; twice with backend="reference".
+
+    Under autocast of u's device, float32 u and z are brought to the autocast dtype; the parameters stay.
+
+    Raises:
+        TypeError: an argument is not a tensor, or has the wrong dtype.
+        ValueError: a wrong shape or device, a backend that is unknown or cannot take the call.
+        RuntimeError: SSMVDM_STRICT=1 and no backend but "reference" can take the call.
+
+    Source: Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models", arXiv 2206.11893.
     """
-    y = _one_direction(u, decay, weight, D, reverse)
-    return (y if z is None else y * F.silu(z)).to(u.dtype)
+    caller = "s4d_scan"
+    validation.check_flag(caller, "reverse", reverse)
+    return _scan(caller, (u, decay, weight, D, z), REVERSE if reverse else FORWARD, SUM, backend)
 
 
 def bidirectional_s4d_scan(
@@ -40,30 +70,26 @@ def bidirectional_s4d_scan(
     merge: str = "sum",
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Both directions of `s4d_scan`, merged and gated as in `bidirectional_selective_scan`."""
-    ahead = _one_direction(u, decay, weight, D, False)
-    back = _one_direction(
-        u if u_b is None else u_b,
-        decay if decay_b is None else decay_b,
-        weight if weight_b is None else weight_b,
-        D if D_b is None else D_b,
-        True,
-    )
-    gate = 1 if z is None else F.silu(z)
-    if merge in ("sum", "mean"):
-        return (((ahead + back) * (0.5 if merge == "mean" else 1)) * gate).to(u.dtype)
-    pair = (ahead * gate).to(u.dtype), (back * gate).to(u.dtype)
-    return pair if merge == "none" else torch.cat(pair, dim=1)
+    """Both directions of `s4d_scan` in one call, merged and gated, without flipping anything.
+
+        y_f = s4d_scan(u,   decay,   weight,   D)
+        y_b = s4d_scan(u_b, decay_b, weight_b, D_b, reverse=True)
+
+    The arguments that end in `_b` belong to the reverse direction, have the shape and dtype of their namesakes and are
+    in natural time order; None means shared with the forward direction. `merge` and the gate are those of
+    `bidirectional_selective_scan`, everything else is as in `s4d_scan`.
+    """
+    caller = "bidirectional_s4d_scan"
+    validation.check_choice(caller, "merge", merge, tuple(MERGES))
+    y = _scan(caller, (u, decay, weight, D, z, u_b, decay_b, weight_b, D_b), BOTH, MERGES[merge], backend)
+    if merge != "none":
+        return y
+    channels = u.shape[1]
+    return y.narrow(1, 0, channels), y.narrow(1, channels, channels)
 
 
-def _one_direction(u: Tensor, decay: Tensor, weight: Tensor, D: Tensor | None, reverse: bool) -> Tensor:
-    beside = (1,) * (u.dim() - 3)
-    wide = u.to(torch.promote_types(u.dtype, torch.float32))
-    h = torch.zeros((), dtype=decay.dtype, device=u.device)
-    y: list = [None] * u.shape[2]
-    factor, read = (parameter.view(*parameter.shape, *beside) for parameter in (decay, weight))
-    for t in reversed(range(u.shape[2])) if reverse else range(u.shape[2]):
-        h = factor * h + wide[:, :, t].unsqueeze(2)  # (batch, channels, modes, *lanes)
-        y[t] = 2 * (read * h).sum(2).real
-    out = torch.stack(y, dim=2)
-    return out if D is None else out + D.view(-1, 1, *beside) * wide
+def _scan(caller: str, arguments: tuple[Tensor | None, ...], direction: int, merge: int, backend: str) -> Tensor:
+    tensors = validation.prepare_s4d(caller, S4dTensors(*arguments))
+    chosen = backends.select(caller, tensors.u, backend)
+    real = (t if t is None or not t.is_complex() else torch.view_as_real(t) for t in tensors)
+    return chosen.s4d(S4dTensors(*real), direction, merge)

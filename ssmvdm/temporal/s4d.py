@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmvdm.temporal.pointwise import wide
-from ssmvdm_kernels.s4d import bidirectional_s4d_scan, s4d_scan
+from ssmvdm_kernels import bidirectional_s4d_scan, s4d_scan
 
 
 class S4D(nn.Module):
