@@ -51,12 +51,33 @@ LAYERS = (
 LAYER_NAMES = tuple(layer.name for layer in LAYERS)
 
 
+MIXER_MARKERS = {"mlp": "<", "glu": ">", "glu-mlp": "p", "gss": "h"}
+
+
 def layer_named(name: str) -> Layer:
-    """The layer of that name; ValueError listing the names there are."""
+    """The layer of that name, or any other of the package's registry as "layer/mixer", which has the color of the layer
+    and a marker for the mixer; ValueError listing the names there are."""
     for layer in LAYERS:
         if layer.name == name:
             return layer
-    raise ValueError(f"unknown layer {name!r}; expected one of {', '.join(LAYER_NAMES)}")
+    return _ablation(name)
+
+
+def all_layer_names() -> tuple[str, ...]:
+    """LAYER_NAMES, then the state-space layers under the other mixers."""
+    from ssmvdm.temporal import available_temporal_layers
+
+    mixed = (name for name in available_temporal_layers() if name.partition("/")[2] in MIXER_MARKERS)
+    return (*LAYER_NAMES, *mixed)
+
+
+def _ablation(name: str) -> Layer:
+    if name not in all_layer_names():
+        raise ValueError(f"unknown layer {name!r}; expected one of {', '.join(all_layer_names())}")
+    kind, _, mixer = name.partition("/")
+    base = layer_named(kind)
+    label = f"{base.label.partition(',')[0].removesuffix(' (ours)')}, {mixer} mixer (ours)"
+    return Layer(name, label, {"layer": kind, "mixer": mixer}, base.color, MIXER_MARKERS[mixer])
 
 
 @dataclass(frozen=True)
