@@ -5,6 +5,7 @@ import torch
 
 from ssmvdm import GaussianDiffusion, convert
 from ssmvdm.diffusion import to_model_range
+from ssmvdm.temporal.s4d import S4D
 
 from . import paper
 
@@ -28,6 +29,13 @@ def test_unet(name, attention_backend):
     assert paper.relative_error(log_variance, truth.tensors["p_logvar"]) < OUTPUT
     loss.backward()
     paper.check_gradients(model, truth.grads, GRADIENT)
+
+
+def test_unet_by_fourier_transform():
+    truth = paper.load("unet_bi-s4d_v20")
+    model = convert.unet_from_paper(truth.config, truth.state_dict, s4d_form="fft")
+    assert {module.form for module in model.modules() if isinstance(module, S4D)} == {"fft"}
+    assert paper.relative_error(model(truth.tensors["x_t"], truth.tensors["t"]), truth.tensors["eps"]) < OUTPUT
 
 
 def test_every_file_is_used():

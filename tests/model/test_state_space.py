@@ -154,6 +154,24 @@ def test_lean_and_fast_are_the_same_bit_for_bit(layer, mixer, dtype):
     assert all(torch.equal(a, b) for a, b in zip(lean, fast, strict=True))
 
 
+@every_mixer
+@every_layer
+def test_autocast(layer, mixer):
+    """bfloat16 where it is cheap, gradients in the parameters' float32, and lean as fast here too."""
+    lean, fast = (build(layer, mixer, channels=16, memory=memory) for memory in ("lean", "fast"))
+    x = torch.randn(1, 16, 5, 3, 4, requires_grad=True)
+    expected = fast(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [lean(x), fast(x)]
+    assert torch.equal(*outputs) and outputs[0].dtype == torch.bfloat16
+    assert (outputs[0] - expected).norm() < 0.03 * expected.norm()
+    weight = torch.randn(x.shape)
+    found = [gradients(y, weight, module, x) for y, module in zip(outputs, (lean, fast), strict=True)]
+    for one, other, wide in zip(*found, gradients(expected, weight, fast, x), strict=True):
+        assert torch.equal(one, other) and one.dtype == torch.float32
+        assert (one - wide).norm() < 0.1 * wide.norm()
+
+
 def saved_videos(module, x):
     """Storages that one forward pass hands to autograd, parameters excluded, in units of x."""
     parameters = {p.untyped_storage()._cdata for p in module.parameters()}
