@@ -102,7 +102,8 @@ def test_the_whole_benchmark_on_a_small_shape(tmp_path, capsys):
         assert row["gate"]["passed"]
     assert len(result["scaling"]) == 4
     candidates = ("ours", "s4d-fft", "s4d-scan")
-    assert [(row["length"], row["candidate"]) for row in result["memory"]] == [(n, c) for n in (4, 8) for c in candidates]
+    expected = [(length, candidate) for length in (4, 8) for candidate in candidates]
+    assert [(row["length"], row["candidate"]) for row in result["memory"]] == expected
     text = (tmp_path / "scan.md").read_text()
     assert text in capsys.readouterr().out
     assert "Peak memory" in text and "S4D by scan and by FFT" in text
