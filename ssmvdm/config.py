@@ -1,7 +1,7 @@
 """What a network is made of, as frozen dataclasses. `dataclasses.asdict` takes them to JSON, `from_dict` back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from ssmvdm.temporal.registry import canonical_name, check_exists
 
@@ -59,6 +59,9 @@ class UNet3DConfig:
     spatial_linear_attention: linear attention over pixels at every level (the middle always has full attention).
     spatial_heads: heads of both spatial attentions; None means temporal.heads. spatial_dim_head: features per head.
     cond_dim: width of a conditioning vector (a text embedding, say); None means unconditional.
+    memory: "lean" keeps the inputs of blocks for backward and recomputes what is cheap, "fast" leaves it to autograd.
+        Same numbers to rounding. It holds for the temporal layer too, whose own `memory` it becomes; None takes that.
+    checkpoint_levels: recompute every level of the network in backward: about a quarter more work, least memory.
 
     Raises ValueError naming the field, what was expected and what came.
     """
@@ -76,8 +79,14 @@ class UNet3DConfig:
     spatial_heads: int | None = None
     spatial_dim_head: int = 32
     cond_dim: int | None = None
+    memory: str | None = None
+    checkpoint_levels: bool = False
 
     def __post_init__(self):
+        if self.memory is None:
+            object.__setattr__(self, "memory", self.temporal.memory)
+        _check_choice("memory", self.memory, MEMORY_MODES)
+        object.__setattr__(self, "temporal", replace(self.temporal, memory=self.memory))
         object.__setattr__(self, "channel_mults", tuple(self.channel_mults))  # a list when it comes from JSON
         _check_positive(self, "channels", "base_channels", "init_kernel", "norm_groups", "spatial_dim_head")
         for name in ("out_channels", "init_channels", "spatial_heads", "cond_dim"):
@@ -87,6 +96,8 @@ class UNet3DConfig:
             raise ValueError(f"channel_mults must be positive integers, got {self.channel_mults}")
         if self.base_channels < 4 or self.base_channels % 2:
             raise ValueError(f"base_channels must be even and at least 4 (time embedding), got {self.base_channels}")
+        if not isinstance(self.checkpoint_levels, bool):
+            raise ValueError(f"checkpoint_levels must be True or False, got {self.checkpoint_levels!r}")
         if self.init_kernel % 2 == 0:
             raise ValueError(f"init_kernel must be odd, got {self.init_kernel}")
         if not _is_positive_int(self.time_linears) or self.time_linears < 2:
