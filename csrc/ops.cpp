@@ -12,10 +12,6 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end, context); });
-}
-
 // The tensors of one scan in the order of the schema.
 enum Argument {
   U,
@@ -52,38 +48,24 @@ constexpr const char* kNames[kArguments] = {"u",
                                             "D_b",
                                             "delta_bias_b",
                                             "initial_state"};
-enum Direction { kForward, kReverse, kBoth };
-enum Merge { kSum, kMean, kCat };
-
 // What a call says, checked, with the small parameters made contiguous. Keeps the tensors its pointers belong to alive.
 struct Call {
   const char* op;
   Optional tensors[kArguments];
-  int64_t direction, merge;
+  int64_t direction;
   ScanBackwardArgs args{};
   Shape shape, state_shape;
 
-  Call(const char* op_, std::initializer_list<Optional> given, int64_t direction_, int64_t merge_, bool softplus)
-      : op(op_), direction(direction_), merge(merge_) {
+  Call(const char* op_, std::initializer_list<Optional> given, int64_t direction_, int64_t merge, bool softplus)
+      : op(op_), direction(direction_) {
     std::copy(given.begin(), given.end(), tensors);
     const Tensor& u = *tensors[U];
-    STD_TORCH_CHECK(u.dim() >= 3, op, ": u must have the axes (batch, channels, length, *lanes), but has the shape ",
-                    text(shape_of(u)));
-    STD_TORCH_CHECK(direction >= kForward && direction <= kBoth, op, ": direction must be 0, 1 or 2, but is ",
-                    direction);
-    STD_TORCH_CHECK(merge >= kSum && merge <= kCat && (merge == kSum || direction == kBoth), op,
-                    ": merge must be 0, or with both directions 0, 1 or 2, but is ", merge);
-    STD_TORCH_CHECK(!tensors[INITIAL_STATE] || direction != kBoth, op, ": initial_state needs a single direction");
     shape = shape_of(u);
-    args.batch = shape[0], args.channels = shape[1], args.length = shape[2];
-    args.lanes = std::accumulate(shape.begin() + 3, shape.end(), int64_t(1), std::multiplies<int64_t>());
+    set_frame(args, u, direction, merge, op);
+    STD_TORCH_CHECK(!tensors[INITIAL_STATE] || direction != kBoth, op, ": initial_state needs a single direction");
     args.states = tensors[A]->dim() == 2 ? tensors[A]->size(1) : -1;
     args.groups = 1;
-    args.compute = u.scalar_type() == ScalarType::Double ? DType::kFloat64 : DType::kFloat32;
-    args.directions = direction == kBoth ? 2 : 1;
     args.delta_softplus = softplus;
-    args.concatenate = merge == kCat;
-    args.scale = merge == kMean ? 0.5 : 1.0;
     state_shape = {args.batch, args.channels, args.states};
     state_shape.insert(state_shape.end(), shape.begin() + 3, shape.end());
     find_groups();
@@ -95,19 +77,6 @@ struct Call {
   }
 
   bool is_empty() const { return args.batch == 0 || args.channels == 0 || args.lanes == 0; }
-
-  Shape output_shape() const {
-    Shape s = shape;
-    if (merge == kCat) s[1] *= 2;
-    return s;
-  }
-  // y, or dy with the same meaning; with "cat" the reverse direction has the second half of the channels.
-  void set_output(const Tensor& y) {
-    args.y[0] = args.y[1] = view_of(y, dtype_of(y, op, "y"));
-    if (merge == kCat)
-      args.y[1].data =
-          static_cast<char*>(args.y[1].data) + args.channels * args.y[1].row_stride * int64_t(y.element_size());
-  }
 
   Tensor& contiguous(Optional& t) {
     if (!t->is_contiguous()) t = torch::stable::contiguous(*t);
@@ -176,10 +145,10 @@ std::tuple<Tensor, Tensor> scan_forward(SCAN_PARAMETERS, int64_t direction, int6
                                         bool return_last_state) {
   Call call("scan_forward", SCAN_TENSORS, direction, merge, delta_softplus);
   STD_TORCH_CHECK(!return_last_state || direction != kBoth, "scan_forward: last_state needs a single direction");
-  Tensor y = dense_like(u, call.output_shape());
+  Tensor y = dense_like(u, output_shape(call.args, u));
   Tensor last = return_last_state ? contiguous_empty(call.state_shape, accumulation_type(u), u) : nothing(A);
   if (call.is_empty()) return {y, last};
-  call.set_output(y);
+  set_output(call.args, y, call.args.y);
   if (return_last_state) call.args.last_state = last.data_ptr();
   cpu_kernels(call.args.compute).scan_forward(call.args, run_parallel);
   return {y, last};
@@ -189,9 +158,10 @@ std::tuple<Tensor, Tensor> scan_forward(SCAN_PARAMETERS, int64_t direction, int6
 struct Gradients {
   Call& call;
   int64_t needs;
+  bool with_y;  // also y of the forward scan, the last tensor
   std::vector<Tensor> tensors;
 
-  Gradients(Call& c, int64_t n) : call(c), needs(n) {
+  Gradients(Call& c, int64_t n) : call(c), needs(n), with_y(n >> kArguments & 1) {
     for (int i = 0; i < kArguments; ++i) {
       const Optional& t = call.tensors[i];
       const bool wanted = t && (needs >> i & 1);
@@ -202,6 +172,7 @@ struct Gradients {
       const bool used = i < U_B || i == INITIAL_STATE || call.direction == kBoth;
       if (wanted && (call.is_empty() || !used)) fill_zero(tensors.back());
     }
+    tensors.push_back(with_y ? dense_like(*call.tensors[U], output_shape(call.args, *call.tensors[U])) : nothing(*call.tensors[U]));
     ScanBackwardArgs& a = call.args;
     a.shared = {!call.tensors[U_B], !call.tensors[DELTA_B], !call.tensors[A_B],         !call.tensors[B_B],
                 !call.tensors[C_B], !call.tensors[D_B],     !call.tensors[DELTA_BIAS_B]};
@@ -231,12 +202,12 @@ struct Gradients {
 };
 
 using T = Tensor;
-std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tensor dy, Optional dlast_state,
+std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tensor dy, Optional dlast_state,
                                                                          SCAN_PARAMETERS, int64_t direction,
                                                                          int64_t merge, bool delta_softplus,
                                                                          int64_t needs) {
   Call call("scan_backward", SCAN_TENSORS, direction, merge, delta_softplus);
-  check_shape(dy, call.output_shape(), call.op, "dy");
+  check_shape(dy, output_shape(call.args, u), call.op, "dy");
   check_dtype(dy, u.scalar_type(), call.op, "dy");
   check_cpu(dy, call.op, "dy");
   if (dlast_state) {
@@ -248,15 +219,15 @@ std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tensor 
   }
   Gradients gradients(call, needs);
   if (!call.is_empty()) {
-    call.set_output(dy);
+    set_output(call.args, dy, call.args.y);
+    if (gradients.with_y) set_output(call.args, gradients.tensors[kArguments], call.args.forward_y);
     cpu_kernels(call.args.compute).scan_backward(call.args, run_parallel);
   }
   const std::vector<Tensor>& g = gradients.tensors;
-  return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]};
+  return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15], g[16]};
 }
 
-// -- convolution
-// -------------------------------------------------------------------------------------------------------
+// -- convolution -------------------------------------------------------------------------------------------------------
 
 struct ConvCall {
   const char* op;

@@ -21,7 +21,18 @@ struct SequenceView {
   int64_t lane_size[kMaxLaneDims], lane_stride[kMaxLaneDims];
 };
 
-// What one direction of the scan reads. "Accumulation type": float, or double for float64 tensors.
+// What all scans have in common: sizes, and what becomes of the sums y_f and y_b of the directions.
+struct OutputArgs {
+  int64_t batch, channels, length, lanes;
+  int32_t directions;
+  DType compute;     // kFloat32 or kFloat64, the accumulation type
+  bool concatenate;  // each direction has its own output y[d]; otherwise their sum goes to y[0]
+  double scale;      // of the outputs
+  SequenceView z;    // outputs are multiplied with silu(z); data null if absent
+  SequenceView y[kMaxDirections];
+};
+
+// What one direction of the selective scan reads. "Accumulation type": float, or double for float64 tensors.
 struct ScanDirection {
   bool reverse;                   // time runs length-1 .. 0
   SequenceView u, delta;          // (batch, channels, length, *lanes)
@@ -31,19 +42,12 @@ struct ScanDirection {
   const void *D, *delta_bias;     // (channels,) or null
 };
 
-// y_t = sum over directions of <C_t, h_t> + D u_t, times scale and silu(z_t); h_t = exp(delta_t A) h_{t-1} + delta_t
-// u_t B_t.
-struct ScanArgs {
-  int64_t batch, channels, length, lanes, states;
+// h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t, y_t = <C_t, h_t> + D u_t.
+struct ScanArgs : OutputArgs {
+  int64_t states;
   int64_t groups;  // the least common multiple of those of all B and C
-  int32_t directions;
-  DType compute;  // kFloat32 or kFloat64
   bool delta_softplus;
-  bool concatenate;  // each direction has its own output y[d]; otherwise their sum goes to y[0]
-  double scale;
   ScanDirection dir[kMaxDirections];
-  SequenceView z;  // data null if absent
-  SequenceView y[kMaxDirections];
   const void* initial_state;  // (batch, channels, states, lanes) contiguous or null; one direction only
   void* last_state;           // the same, or null
 };
@@ -61,8 +65,33 @@ struct ScanBackwardArgs : ScanArgs {  // y[] holds the incoming gradients dy
     bool u, delta, A, B, C, D, delta_bias;
   } shared;
   SequenceView dz;
+  SequenceView forward_y[kMaxDirections];  // where to put y of the forward scan, computed again anyway; null: nowhere
   const void* dlast_state;
   void* dinitial_state;
+};
+
+// h_t = decay h_{t-1} + u_t, y_t = 2 Re <weight, h_t> + D u_t; decay, weight and h are complex, (channels, modes, 2).
+struct S4dDirection {
+  bool reverse;
+  SequenceView u;
+  const void *decay, *weight;  // accumulation type, contiguous
+  const void* D;               // (channels,) or null
+};
+struct S4dArgs : OutputArgs {
+  int64_t modes;
+  S4dDirection dir[kMaxDirections];
+};
+struct S4dGradDirection {
+  SequenceView du;
+  void *ddecay, *dweight, *dD;
+};
+struct S4dBackwardArgs : S4dArgs {  // y[] holds dy; otherwise as ScanBackwardArgs
+  S4dGradDirection grad[kMaxDirections];
+  struct {
+    bool u, decay, weight, D;
+  } shared;
+  SequenceView dz;
+  SequenceView forward_y[kMaxDirections];
 };
 
 // Depthwise convolution; direction 0 is causal, direction 1 anti-causal.

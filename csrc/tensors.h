@@ -95,4 +95,38 @@ inline void fill_zero(Tensor& t) {
   if (t.numel() > 0) torch::stable::zero_(t);
 }
 
+inline void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+enum Direction { kForward, kReverse, kBoth };
+enum Merge { kSum, kMean, kCat };
+
+// The part of a scan's arguments that all scans have, from u and the two options, checked.
+inline void set_frame(OutputArgs& args, const Tensor& u, int64_t direction, int64_t merge, const char* op) {
+  STD_TORCH_CHECK(u.dim() >= 3, op, ": u must have the axes (batch, channels, length, *lanes), but has the shape ",
+                  text(shape_of(u)));
+  STD_TORCH_CHECK(direction >= kForward && direction <= kBoth, op, ": direction must be 0, 1 or 2, but is ", direction);
+  STD_TORCH_CHECK(merge >= kSum && merge <= kCat && (merge == kSum || direction == kBoth), op,
+                  ": merge must be 0, or with both directions 0, 1 or 2, but is ", merge);
+  args.batch = u.size(0), args.channels = u.size(1), args.length = u.size(2), args.lanes = 1;
+  for (int64_t d = 3; d < u.dim(); ++d) args.lanes *= u.size(d);
+  args.compute = accumulation_type(u) == ScalarType::Double ? DType::kFloat64 : DType::kFloat32;
+  args.directions = direction == kBoth ? 2 : 1;
+  args.concatenate = merge == kCat;
+  args.scale = merge == kMean ? 0.5 : 1.0;
+}
+
+// Outputs y, or dy with the same meaning; with "cat" the reverse direction has the second half of the channels.
+inline Shape output_shape(const OutputArgs& args, const Tensor& u) {
+  Shape shape = shape_of(u);
+  if (args.concatenate) shape[1] *= 2;
+  return shape;
+}
+inline void set_output(const OutputArgs& args, const Tensor& y, SequenceView* views) {
+  views[0] = views[1] = view_of(y, dtype_of(y, "scan", "y"));
+  if (args.concatenate)
+    views[1].data = static_cast<char*>(views[1].data) + args.channels * views[1].row_stride * int64_t(y.element_size());
+}
+
 }  // namespace ssmvdm

@@ -1,13 +1,14 @@
 """Selective scans for video: both time directions at once, on the tensor as it lies in memory.
 
-The public functions are `selective_scan`, `bidirectional_selective_scan` and `bidirectional_conv1d`, the module is
-`BidirectionalMamba`. `available_backends()` lists what runs on this machine and `explain(u)` says why. Importing
+The public functions are `selective_scan` and `s4d_scan`, each also as `bidirectional_...`, and `bidirectional_conv1d`;
+the module is `BidirectionalMamba`. `available_backends()` lists what runs on this machine and `explain(u)` says why. Importing
 this package builds nothing, downloads nothing and does not initialise a GPU.
 """
 
 from ssmvdm_kernels.backends import available_backends, explain
 from ssmvdm_kernels.conv import bidirectional_conv1d
 from ssmvdm_kernels.modules import BidirectionalMamba
+from ssmvdm_kernels.s4d import bidirectional_s4d_scan, s4d_scan
 from ssmvdm_kernels.scan import bidirectional_selective_scan, selective_scan
 
 __version__ = "0.1.0"
@@ -16,7 +17,9 @@ __all__ = [
     "BidirectionalMamba",
     "available_backends",
     "bidirectional_conv1d",
+    "bidirectional_s4d_scan",
     "bidirectional_selective_scan",
     "explain",
+    "s4d_scan",
     "selective_scan",
 ]

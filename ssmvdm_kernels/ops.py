@@ -39,6 +39,10 @@ class ScanTensors(NamedTuple):
     initial_state: Tensor | None = None  # (batch, channels, states, *lanes)
 
 
+# The bit of `scan_backward`'s `needs` that asks for y of the forward pass, which it computes again in any case.
+NEEDS_Y = 1 << len(ScanTensors._fields)
+
+
 class ConvTensors(NamedTuple):
     """The tensor arguments of one convolution, in the order of the operators' schema."""
 
@@ -57,33 +61,33 @@ _SCAN_ARGUMENTS = (
     "Tensor? initial_state"
 )
 _CONV_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? weight_b, Tensor? bias_b"
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _library = torch.library.Library("ssmvdm", "DEF")
 
 
-def _gradients_of(names: tuple[str, ...]) -> str:
-    return "(" + ", ".join(f"Tensor d{name}" for name in names) + ")"
+def gradients_of(names: tuple[str, ...], *more: str) -> str:
+    return "(" + ", ".join(f"Tensor {name}" for name in (*(f"d{name}" for name in names), *more)) + ")"
 
 
 _library.define(
     f"scan_forward({_SCAN_ARGUMENTS}, int direction, int merge, bool delta_softplus, bool return_last_state)"
     " -> (Tensor y, Tensor last_state)",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _library.define(
     f"scan_backward(Tensor dy, Tensor? dlast_state, {_SCAN_ARGUMENTS}, int direction, int merge, bool delta_softplus,"
-    f" int needs) -> {_gradients_of(ScanTensors._fields)}",
-    tags=_TAGS,
+    f" int needs) -> {gradients_of(ScanTensors._fields, 'y')}",
+    tags=TAGS,
 )
 _library.define(
     f"conv1d_forward({_CONV_ARGUMENTS}, int direction, bool silu) -> (Tensor y, Tensor y_b)",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _library.define(
     f"conv1d_backward(Tensor dy, Tensor dy_b, {_CONV_ARGUMENTS}, int direction, bool silu, int needs)"
-    f" -> {_gradients_of(ConvTensors._fields)}",
-    tags=_TAGS,
+    f" -> {gradients_of(ConvTensors._fields)}",
+    tags=TAGS,
 )
 
 scan_forward = torch.ops.ssmvdm.scan_forward.default
@@ -95,7 +99,7 @@ conv1d_backward = torch.ops.ssmvdm.conv1d_backward.default
 # -- shapes (also what runs on meta tensors) ---------------------------------------------------------------------------
 
 
-def _dense_like(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+def dense_like(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     """An empty dense tensor whose dimensions lie in memory in the order of `tensor`'s strides, largest first.
 
     This is the layout rule of every sequence output and gradient. The sort is stable: among equal strides, those of
@@ -111,7 +115,7 @@ def _dense_like(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
 
 
-def _gradient_shapes(tensors, needs: int, sequences: tuple[str, ...], names: tuple[str, ...]) -> tuple[Tensor, ...]:
+def gradient_shapes(tensors, needs: int, sequences: tuple[str, ...], names: tuple[str, ...]) -> tuple[Tensor, ...]:
     """One empty tensor per argument: dense like a sequence, contiguous for a parameter, (0,) where none is wanted."""
     first = tensors[0]
     gradients = []
@@ -119,10 +123,15 @@ def _gradient_shapes(tensors, needs: int, sequences: tuple[str, ...], names: tup
         if tensor is None or not needs >> index & 1:
             gradients.append((first if tensor is None else tensor).new_empty((0,)))
         elif name in sequences and tensor.dim() >= first.dim():  # constant B and C have two dimensions
-            gradients.append(_dense_like(tensor))
+            gradients.append(dense_like(tensor))
         else:
             gradients.append(tensor.new_empty(tensor.shape))
     return tuple(gradients)
+
+
+def output_shape(u: Tensor, direction: int, merge: int) -> tuple[int, ...]:
+    doubled = direction == BOTH and merge == CAT
+    return (u.shape[0], u.shape[1] * 2 if doubled else u.shape[1], *u.shape[2:])
 
 
 @torch.library.register_fake("ssmvdm::scan_forward", lib=_library)
@@ -130,8 +139,7 @@ def _scan_forward_shapes(*arguments):
     *tensors, direction, merge, _, return_last_state = arguments
     tensors = ScanTensors(*tensors)
     batch, channels, _, *lanes = tensors.u.shape
-    doubled = direction == BOTH and merge == CAT
-    y = _dense_like(tensors.u, (batch, channels * 2 if doubled else channels, *tensors.u.shape[2:]))
+    y = dense_like(tensors.u, output_shape(tensors.u, direction, merge))
     states = tensors.A.shape[1]
     last_state = tensors.A.new_empty((batch, channels, states, *lanes) if return_last_state else (0,))
     return y, last_state
@@ -139,35 +147,38 @@ def _scan_forward_shapes(*arguments):
 
 @torch.library.register_fake("ssmvdm::scan_backward", lib=_library)
 def _scan_backward_shapes(dy, dlast_state, *arguments):
-    *tensors, _direction, _merge, _delta_softplus, needs = arguments
+    *tensors, direction, merge, _delta_softplus, needs = arguments
     sequences = ("u", "delta", "B", "C", "z", "u_b", "delta_b", "B_b", "C_b")
-    return _gradient_shapes(tensors, needs, sequences, ScanTensors._fields)
+    gradients = gradient_shapes(tensors, needs, sequences, ScanTensors._fields)
+    u = tensors[0]
+    y = dense_like(u, output_shape(u, direction, merge)) if needs & NEEDS_Y else u.new_empty((0,))
+    return *gradients, y
 
 
 @torch.library.register_fake("ssmvdm::conv1d_forward", lib=_library)
 def _conv1d_forward_shapes(x, weight, bias, weight_b, bias_b, direction, silu):
     nothing = (0,)
-    y = _dense_like(x) if direction != REVERSE else x.new_empty(nothing)
-    y_b = _dense_like(x) if direction != FORWARD else x.new_empty(nothing)
+    y = dense_like(x) if direction != REVERSE else x.new_empty(nothing)
+    y_b = dense_like(x) if direction != FORWARD else x.new_empty(nothing)
     return y, y_b
 
 
 @torch.library.register_fake("ssmvdm::conv1d_backward", lib=_library)
 def _conv1d_backward_shapes(dy, dy_b, *arguments):
     *tensors, _direction, _silu, needs = arguments
-    return _gradient_shapes(tensors, needs, ("x",), ConvTensors._fields)
+    return gradient_shapes(tensors, needs, ("x",), ConvTensors._fields)
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------------
 
 
-def _needs(ctx, names: tuple[str, ...]) -> int:
+def needed(ctx, names: tuple[str, ...]) -> int:
     """The bit mask of the inputs whose gradient this backward pass has to return. One direction has no use for `_b`."""
     used = (ctx.direction == BOTH or not name.endswith("_b") for name in names)
     return sum(1 << index for index, is_used in enumerate(used) if is_used and ctx.needs_input_grad[index])
 
 
-def _only_needed(gradients: tuple[Tensor, ...], needs: int) -> tuple[Tensor | None, ...]:
+def only_needed(gradients: tuple[Tensor, ...], needs: int) -> tuple[Tensor | None, ...]:
     return tuple(gradient if needs >> index & 1 else None for index, gradient in enumerate(gradients))
 
 
@@ -187,14 +198,14 @@ def _scan_vjp(ctx, dy, dlast_state):
     tensors = ScanTensors(*ctx.saved_tensors)
     if not ctx.return_last_state:
         dlast_state = None  # compiled graphs pass a gradient for the (0,) placeholder
-    needs = _needs(ctx, ScanTensors._fields)
+    needs = needed(ctx, ScanTensors._fields)
     if needs == 0 or (dy is None and dlast_state is None):
         return (None,) * (len(tensors) + 4)
     if dy is None:
         dy = _zeros_without_memory(tensors.u, ctx.y_shape)
     options = (ctx.direction, ctx.merge, ctx.delta_softplus, needs)
-    gradients = _call(scan_backward, _ScanBackward, (dy, dlast_state, *tensors), *options)
-    return *_only_needed(gradients, needs), None, None, None, None
+    *gradients, _y = call(scan_backward, _ScanBackward, (dy, dlast_state, *tensors), *options)
+    return *only_needed(gradients, needs), None, None, None, None
 
 
 def _conv1d_setup(ctx, inputs, output):
@@ -206,22 +217,22 @@ def _conv1d_setup(ctx, inputs, output):
 
 def _conv1d_vjp(ctx, *outgoing):
     tensors = ConvTensors(*ctx.saved_tensors)
-    needs = _needs(ctx, ConvTensors._fields)
+    needs = needed(ctx, ConvTensors._fields)
     if needs == 0 or all(gradient is None for gradient in outgoing):
         return (None,) * (len(tensors) + 2)
     dy, dy_b = (
         _zeros_without_memory(tensors.x, shape) if gradient is None else gradient
         for gradient, shape in zip(outgoing, ctx.shapes, strict=True)
     )
-    gradients = _call(conv1d_backward, _Conv1dBackward, (dy, dy_b, *tensors), ctx.direction, ctx.silu, needs)
-    return *_only_needed(gradients, needs), None, None
+    gradients = call(conv1d_backward, _Conv1dBackward, (dy, dy_b, *tensors), ctx.direction, ctx.silu, needs)
+    return *only_needed(gradients, needs), None, None
 
 
-def _save_nothing(ctx, inputs, output):
+def save_nothing(ctx, inputs, output):
     pass
 
 
-def _refuse_second_derivative(ctx, *gradients):
+def refuse_second_derivative(ctx, *gradients):
     raise NotImplementedError(
         "ssmvdm: the compiled kernels have first derivatives only, and this asks for a derivative of one of them. "
         "Call the function with backend='reference', which can be differentiated twice."
@@ -241,26 +252,26 @@ def _refuse_forward_mode(tensors: ScanTensors | ConvTensors) -> None:
 
 torch.library.register_autograd("ssmvdm::scan_forward", _scan_vjp, setup_context=_scan_setup, lib=_library)
 torch.library.register_autograd("ssmvdm::conv1d_forward", _conv1d_vjp, setup_context=_conv1d_setup, lib=_library)
-torch.library.register_autograd("ssmvdm::scan_backward", _refuse_second_derivative, lib=_library)
-torch.library.register_autograd("ssmvdm::conv1d_backward", _refuse_second_derivative, lib=_library)
+torch.library.register_autograd("ssmvdm::scan_backward", refuse_second_derivative, lib=_library)
+torch.library.register_autograd("ssmvdm::conv1d_backward", refuse_second_derivative, lib=_library)
 
 
 # -- vmap --------------------------------------------------------------------------------------------------------------
 
 
-def _sample_by_sample(operator):
+def sample_by_sample(operator):
     """A vmap rule that calls the operator once per sample: right for every argument that may be mapped."""
 
     def rule(info, in_dims, *arguments):
-        def call(take):
+        def evaluate(take):
             mapped = zip(arguments, in_dims, strict=True)
             return operator(*(argument if dim is None else take(argument, dim) for argument, dim in mapped))
 
         def sample(index: int):
-            return call(lambda argument, dim: argument.select(dim, index))
+            return evaluate(lambda argument, dim: argument.select(dim, index))
 
         if info.batch_size == 0:  # the sum over no sample has a sample's shape
-            outputs = tuple(output.unsqueeze(0)[:0] for output in call(lambda argument, dim: argument.sum(dim)))
+            outputs = tuple(output.unsqueeze(0)[:0] for output in evaluate(lambda argument, dim: argument.sum(dim)))
         else:
             samples = [sample(index) for index in range(info.batch_size)]
             outputs = tuple(torch.stack(output) for output in zip(*samples, strict=True))
@@ -270,7 +281,7 @@ def _sample_by_sample(operator):
 
 
 for _operator in (scan_forward, scan_backward, conv1d_forward, conv1d_backward):
-    torch.library.register_vmap(_operator, _sample_by_sample(_operator), lib=_library)
+    torch.library.register_vmap(_operator, sample_by_sample(_operator), lib=_library)
 
 
 # -- eager calls -------------------------------------------------------------------------------------------------------
@@ -280,15 +291,15 @@ def scan(
     tensors: ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool
 ) -> tuple[Tensor, Tensor]:
     """`scan_forward` as the backends call it."""
-    return _call(scan_forward, _Scan, tensors, direction, merge, delta_softplus, return_last_state)
+    return call(scan_forward, _Scan, tensors, direction, merge, delta_softplus, return_last_state)
 
 
 def conv1d(tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
     """`conv1d_forward` as the backends call it."""
-    return _call(conv1d_forward, _Conv1d, tensors, direction, silu)
+    return call(conv1d_forward, _Conv1d, tensors, direction, silu)
 
 
-def _function_of(operator, setup, vjp) -> type[torch.autograd.Function]:
+def function_of(operator, setup, vjp) -> type[torch.autograd.Function]:
     """The formulas registered above once more, as a plain autograd function.
 
     PyTorch's wrapper of a registered formula asks the schema for its arguments again for each argument. With twenty
@@ -311,18 +322,18 @@ def _function_of(operator, setup, vjp) -> type[torch.autograd.Function]:
 
         @staticmethod
         def vmap(info, in_dims, *arguments):
-            return _sample_by_sample(Function.apply)(info, in_dims, *arguments)
+            return sample_by_sample(Function.apply)(info, in_dims, *arguments)
 
     return Function
 
 
-_Scan = _function_of(scan_forward, _scan_setup, _scan_vjp)
-_ScanBackward = _function_of(scan_backward, _save_nothing, _refuse_second_derivative)
-_Conv1d = _function_of(conv1d_forward, _conv1d_setup, _conv1d_vjp)
-_Conv1dBackward = _function_of(conv1d_backward, _save_nothing, _refuse_second_derivative)
+_Scan = function_of(scan_forward, _scan_setup, _scan_vjp)
+_ScanBackward = function_of(scan_backward, save_nothing, refuse_second_derivative)
+_Conv1d = function_of(conv1d_forward, _conv1d_setup, _conv1d_vjp)
+_Conv1dBackward = function_of(conv1d_backward, save_nothing, refuse_second_derivative)
 
 
-def _call(operator, function, tensors, *options):
+def call(operator, function, tensors, *options):
     _refuse_forward_mode(tensors)
     if torch.compiler.is_compiling():
         return operator(*tensors, *options)

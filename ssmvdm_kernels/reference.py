@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvdm_kernels.ops import BOTH, CAT, FORWARD, MEAN, REVERSE, ConvTensors, ScanTensors
+from ssmvdm_kernels.ops_s4d import S4dTensors
 
 
 def scan(
@@ -27,14 +28,20 @@ def scan(
     if direction == BOTH:
         ahead, last_state = _one_direction(wide, delta_softplus, False)
         back, _ = _one_direction(_reverse_of(wide), delta_softplus, True)
-        y = torch.cat((ahead, back), dim=1) if merge == CAT else ahead + back
-        y = 0.5 * y if merge == MEAN else y
+        y = _merged(ahead, back, merge, wide.z)
     else:
         y, last_state = _one_direction(wide, delta_softplus, direction == REVERSE)
-    if wide.z is not None:
-        gate = F.silu(wide.z)
-        y = y * (torch.cat((gate, gate), dim=1) if direction == BOTH and merge == CAT else gate)
+        y = y if wide.z is None else y * F.silu(wide.z)
     return y.to(tensors.u.dtype), (last_state if return_last_state else wide.A.new_empty((0,)))
+
+
+def _merged(ahead: Tensor, back: Tensor, merge: int, z: Tensor | None) -> Tensor:
+    y = torch.cat((ahead, back), dim=1) if merge == CAT else ahead + back
+    y = 0.5 * y if merge == MEAN else y
+    if z is None:
+        return y
+    gate = F.silu(z)
+    return y * (torch.cat((gate, gate), dim=1) if merge == CAT else gate)
 
 
 def _one_direction(t: ScanTensors, delta_softplus: bool, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -59,6 +66,39 @@ def _one_direction(t: ScanTensors, delta_softplus: bool, reverse: bool) -> tuple
         y[step] = (_at(t.C, u, step) * h).sum(2)
     y = torch.stack(y, dim=2)
     return (y if t.D is None else y + _beside(t.D, u.dim()) * u), h
+
+
+def s4d(tensors: S4dTensors, direction: int, merge: int) -> Tensor:
+    """The recurrence of S4D (arXiv 2206.11893), per channel d and complex mode n:
+
+        h_t = decay h_{t-1} + u_t        y_t = 2 Re sum_n weight h_t + D u_t
+
+    Arguments and result are those of the operator `ssmvdm::s4d_forward`.
+    """
+    dtype = _compute_dtype(tensors.u)
+    t = S4dTensors(*(None if tensor is None else tensor.to(dtype) for tensor in tensors))
+    if direction == BOTH:
+        ahead = _one_direction_s4d(t.u, t.decay, t.weight, t.D, False)
+        own = (getattr(t, name) if theirs is None else theirs
+               for name, theirs in zip(("u", "decay", "weight", "D"), t[5:], strict=True))  # fmt: skip
+        back = _one_direction_s4d(*own, True)
+        return _merged(ahead, back, merge, t.z).to(tensors.u.dtype)
+    y = _one_direction_s4d(t.u, t.decay, t.weight, t.D, direction == REVERSE)
+    return (y if t.z is None else y * F.silu(t.z)).to(tensors.u.dtype)
+
+
+def _one_direction_s4d(u: Tensor, decay: Tensor, weight: Tensor, D: Tensor | None, reverse: bool) -> Tensor:
+    length, lanes = u.shape[2], (1,) * (u.dim() - 3)
+    a = torch.view_as_complex(decay.contiguous()).reshape(1, *decay.shape[:2], *lanes)  # (1, channels, modes, 1...)
+    c = torch.view_as_complex(weight.contiguous()).reshape(a.shape)
+    h = a.new_zeros((u.shape[0], *a.shape[1:3], *u.shape[3:]))
+    y = [None] * length
+    for step in reversed(range(length)) if reverse else range(length):
+        h = a * h + u[:, :, step].unsqueeze(2)
+        y[step] = 2 * (c * h).real.sum(2)
+    # Sums over no element give the parameters of an empty sequence their gradient, which is zero.
+    y = torch.stack(y, dim=2) if length else u + (decay.flatten()[:0].sum() + weight.flatten()[:0].sum())
+    return y if D is None else y + _beside(D, u.dim()) * u
 
 
 def conv1d(tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ssmvdm_kernels import backends, validation
 from ssmvdm_kernels.ops import BOTH, CAT, FORWARD, MEAN, REVERSE, SUM, ScanTensors
 
-_MERGES = {"sum": SUM, "mean": MEAN, "cat": CAT, "none": CAT}
+MERGES = {"sum": SUM, "mean": MEAN, "cat": CAT, "none": CAT}
 
 
 def selective_scan(
@@ -130,11 +130,11 @@ def bidirectional_selective_scan(
     """
     caller = "bidirectional_selective_scan"
     validation.check_flag(caller, "delta_softplus", delta_softplus)
-    validation.check_choice(caller, "merge", merge, tuple(_MERGES))
+    validation.check_choice(caller, "merge", merge, tuple(MERGES))
     tensors = ScanTensors(u, delta, A, B, C, D, z, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
     tensors = validation.prepare_scan(caller, tensors)
     chosen = backends.select(caller, tensors.u, backend)
-    y, _ = chosen.scan(tensors, BOTH, _MERGES[merge], delta_softplus, False)
+    y, _ = chosen.scan(tensors, BOTH, MERGES[merge], delta_softplus, False)
     if merge != "none":
         return y
     channels = tensors.u.shape[1]

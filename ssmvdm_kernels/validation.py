@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ssmvdm_kernels.ops import ConvTensors, ScanTensors
+from ssmvdm_kernels.ops_s4d import S4dTensors
 
 SEQUENCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _LIKE_U = ("delta", "z", "u_b", "delta_b")
 _PER_CHANNEL = ("D", "delta_bias", "D_b", "delta_bias_b")
 _MODULATIONS = ("B", "C", "B_b", "C_b")
-_REQUIRED = ("u", "delta", "A", "B", "C", "x", "weight")
+_REQUIRED = ("u", "delta", "A", "B", "C", "x", "weight", "decay")
 
 
 def prepare_scan(caller: str, tensors: ScanTensors) -> ScanTensors:
@@ -80,6 +81,44 @@ def prepare_conv1d(caller: str, tensors: ConvTensors) -> ConvTensors:
     return tensors
 
 
+def prepare_s4d(caller: str, tensors: S4dTensors) -> S4dTensors:
+    """Apply the autocast rule to the arguments of an S4D scan, whose `decay` and `weight` are complex, and check them."""
+    _check_are_tensors(caller, tensors)
+    _check_first(caller, "u", tensors.u)
+    low = autocast_dtype(tensors.u)
+    if low is not None:
+        low_names = ("u", "z", "u_b")
+        named = zip(tensors._fields, tensors, strict=True)
+        tensors = S4dTensors(*(t.to(low) if n in low_names and t is not None and t.dtype == torch.float32 else t
+                               for n, t in named))  # fmt: skip
+    u, decay = tensors.u, tensors.decay
+    parameter = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtypes = {"z": u.dtype, "u_b": u.dtype, "D": parameter, "D_b": parameter}
+    if decay.dim() != 2 or decay.shape[0] != u.shape[1]:
+        raise ValueError(
+            f"{caller}: decay must have the shape (channels, modes) with the {u.shape[1]} channels of u, "
+            f"but has {tuple(decay.shape)}."
+        )
+    for name, tensor in zip(tensors._fields[1:], tensors[1:], strict=True):
+        if tensor is None:
+            continue
+        expected = dtypes.get(name, parameter.to_complex())
+        if tensor.dtype != expected:
+            raise TypeError(
+                f"{caller}: {name} must be {_dtype_name(expected)}, which goes with {_dtype_name(u.dtype)} in u, "
+                f"but is {_dtype_name(tensor.dtype)}."
+            )
+        if tensor.device != u.device:
+            raise ValueError(f"{caller}: {name} must be on the device of u, {u.device}, but is on {tensor.device}.")
+        if name in ("z", "u_b"):
+            _check_shape(caller, name, tensor, tuple(u.shape), "the shape of u")
+        elif name in ("D", "D_b"):
+            _check_shape(caller, name, tensor, (u.shape[1],), "one value per channel of u")
+        else:
+            _check_shape(caller, name, tensor, tuple(decay.shape), "the shape of decay")
+    return tensors
+
+
 def check_flag(caller: str, name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{caller}: {name} must be True or False, but is {_described(value)}.")
@@ -127,7 +166,7 @@ def _cast_scan_tensor(name: str, tensor: Tensor | None, low: torch.dtype) -> Ten
 # -- single checks -----------------------------------------------------------------------------------------------------
 
 
-def _check_are_tensors(caller: str, tensors: ScanTensors | ConvTensors) -> None:
+def _check_are_tensors(caller: str, tensors: ScanTensors | ConvTensors | S4dTensors) -> None:
     for name, tensor in zip(tensors._fields, tensors, strict=True):
         if isinstance(tensor, Tensor):
             if tensor.layout != torch.strided:
@@ -149,7 +188,7 @@ def _check_first(caller: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_dtypes_and_devices(caller, tensors: ScanTensors | ConvTensors, first: Tensor, sequences: list[bool]) -> None:
+def _check_dtypes_and_devices(caller, tensors: ScanTensors | ConvTensors | S4dTensors, first: Tensor, sequences: list[bool]) -> None:
     """A tensor for which `sequences` holds has the dtype of `first`, any other is a float32 (float64) parameter."""
     first_name = tensors._fields[0]
     parameter_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32

@@ -18,9 +18,12 @@ namespace avx2 {
 #include "exp2_polynomial.h"
 #include "rows.h"
 #include "plan.h"
+#include "blocks.h"
 #include "scan_common.h"
 #include "scan_forward.h"
 #include "scan_backward.h"
+#include "s4d_forward.h"
+#include "s4d_backward.h"
 #include "conv.h"
 #include "exp2_rate.h"
 }  // namespace avx2
@@ -33,5 +36,6 @@ namespace avx2 {
 #endif
 
 const ssmvdm::CpuKernels ssmvdm::kCpuAvx2 = {
-    "avx2", avx2::scan_forward, avx2::scan_backward, avx2::conv_forward, avx2::conv_backward, avx2::exp2_rate};
+    "avx2",          avx2::scan_forward, avx2::scan_backward, avx2::s4d_forward,
+    avx2::s4d_backward, avx2::conv_forward, avx2::conv_backward, avx2::exp2_rate};
 #endif

@@ -19,9 +19,12 @@ namespace avx512 {
 #include "exp2_table.h"
 #include "rows.h"
 #include "plan.h"
+#include "blocks.h"
 #include "scan_common.h"
 #include "scan_forward.h"
 #include "scan_backward.h"
+#include "s4d_forward.h"
+#include "s4d_backward.h"
 #include "conv.h"
 #include "exp2_rate.h"
 }  // namespace avx512
@@ -34,6 +37,6 @@ namespace avx512 {
 #endif
 
 const ssmvdm::CpuKernels ssmvdm::kCpuAvx512 = {
-    "avx512",         avx512::scan_forward, avx512::scan_backward, avx512::conv_forward, avx512::conv_backward,
-    avx512::exp2_rate};
+    "avx512",          avx512::scan_forward, avx512::scan_backward, avx512::s4d_forward,
+    avx512::s4d_backward, avx512::conv_forward, avx512::conv_backward, avx512::exp2_rate};
 #endif

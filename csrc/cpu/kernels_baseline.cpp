@@ -13,9 +13,12 @@ namespace baseline {
 #include "exp2_polynomial.h"
 #include "rows.h"
 #include "plan.h"
+#include "blocks.h"
 #include "scan_common.h"
 #include "scan_forward.h"
 #include "scan_backward.h"
+#include "s4d_forward.h"
+#include "s4d_backward.h"
 #include "conv.h"
 #include "exp2_rate.h"
 }  // namespace baseline
@@ -26,7 +29,7 @@ namespace baseline {
 #else
 #define SSMVDM_BASELINE_NAME "baseline"
 #endif
-const ssmvdm::CpuKernels ssmvdm::kCpuBaseline = {SSMVDM_BASELINE_NAME,    baseline::scan_forward,
-                                                 baseline::scan_backward, baseline::conv_forward,
-                                                 baseline::conv_backward, baseline::exp2_rate};
+const ssmvdm::CpuKernels ssmvdm::kCpuBaseline = {
+    SSMVDM_BASELINE_NAME,   baseline::scan_forward, baseline::scan_backward, baseline::s4d_forward,
+    baseline::s4d_backward, baseline::conv_forward, baseline::conv_backward, baseline::exp2_rate};
 #endif

@@ -150,7 +150,7 @@ struct BackwardTask {
   int64_t unit;
   UnitRows rows, next_rows;
   Ahead ahead;
-  Rows du_rows[kMaxDirections], ddelta_rows[kMaxDirections], dz_rows;
+  Rows du_rows[kMaxDirections], ddelta_rows[kMaxDirections], dz_rows, forward_rows[kMaxDirections];
 
   BackwardTask(Arena& arena, const ScanPlan& p)
       : plan(p),
@@ -175,6 +175,7 @@ struct BackwardTask {
     for (int d = 0; d < args.directions; ++d) {
       du_rows[d] = plan.rows_of(args.grad[d].du, unit);
       ddelta_rows[d] = plan.rows_of(args.grad[d].ddelta, unit);
+      forward_rows[d] = plan.rows_of(args.forward_y[d], unit);
     }
     dz_rows = plan.rows_of(args.dz, unit);
     for (int64_t s = first_segment; s < last_segment; ++s) {
@@ -193,7 +194,8 @@ struct BackwardTask {
     for (int d = 0; d < args.directions; ++d) {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
-        if (d == 0 || args.concatenate) prepare_gradient(d, block + k, k * L * W);
+        if (d == 0 || args.concatenate)
+          load_gradient(plan, args, d, rows.y[d], rows.z, unit, block + k, dy + k * L * W, gate + k * L * W, scratch);
         any = prepare(d, block + k, k * L * W) || any;
         load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
         load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
@@ -228,23 +230,6 @@ struct BackwardTask {
       walk_backward(w, plan.per_row[d], count, any);
     }
     channel_sums.fold_constants(d, block, sums);
-  }
-
-  // dy before the gate, and what dz is to be multiplied with.
-  void prepare_gradient(int d, int64_t block, int64_t at) {
-    const Window incoming = load_block(args.y[d], rows.y[d], plan, unit, block, scratch);
-    const Vec scale = Scalar(args.scale);
-    if (!args.z.data) {
-      for (int64_t t = 0; t < L; ++t) (Vec::load(incoming.p + t * incoming.stride) * scale).store(dy + at + t * W);
-      return;
-    }
-    const Window z = load_block(args.z, rows.z, plan, unit, block, scratch + L * W);
-    for (int64_t t = 0; t < L; ++t) {
-      const Vec x = Vec::load(z.p + t * z.stride), s = sigmoid(x),
-                g = Vec::load(incoming.p + t * incoming.stride) * scale;
-      (g * (x * s)).store(dy + at + t * W);
-      (g * (s * fma(x, Vec(Scalar(1)) - s, Vec(Scalar(1))))).store(gate + at + t * W);
-    }
   }
 
   bool prepare(int d, int64_t block, int64_t at) {
@@ -295,30 +280,24 @@ struct BackwardTask {
 
   void finish(int64_t block, int64_t at) {
     const bool both = args.directions == 2;
+    if (args.forward_y[0].data) {
+      Scalar* const tiles[] = {y[0] + at, y[1] + at};
+      store_outputs(plan, args, args.forward_y, forward_rows, rows.z, unit, block, tiles, scratch);
+    }
     if (args.dz.data) {
       if (!args.concatenate)
         for (int64_t i = at; i < at + L * W; i += W) {
           const Vec sum = both ? Vec::load(y[0] + i) + Vec::load(y[1] + i) : Vec::load(y[0] + i);
           (Vec::load(gate + i) * sum).store(dz + i);
         }
-      put(dz + at, nullptr, args.dz, dz_rows, block);
+      store_gradient(dz + at, nullptr, args.dz, dz_rows, plan, unit, block);
     }
     for (int d = 0; d < args.directions; ++d) {
-      put(du[d] + at, both && args.shared.u ? du[1] + at : nullptr, args.grad[d].du, du_rows[d], block);
-      put(ddelta[d] + at, both && args.shared.delta ? ddelta[1] + at : nullptr, args.grad[d].ddelta, ddelta_rows[d],
-          block);
+      store_gradient(du[d] + at, both && args.shared.u ? du[1] + at : nullptr, args.grad[d].du, du_rows[d], plan, unit,
+                     block);
+      store_gradient(ddelta[d] + at, both && args.shared.delta ? ddelta[1] + at : nullptr, args.grad[d].ddelta,
+                     ddelta_rows[d], plan, unit, block);
     }
-  }
-
-  void put(Scalar* tile, const Scalar* other, const SequenceView& view, const Rows& r, int64_t block) {
-    if (!view.data) return;
-    const Window out = block_window(view, r, plan, unit, block, tile);
-    if (other)
-      for (int64_t t = 0; t < L; ++t)
-        (Vec::load(tile + t * W) + Vec::load(other + t * W)).store(out.p + t * out.stride);
-    else if (out.p != tile)
-      for (int64_t t = 0; t < L; ++t) Vec::load(tile + t * W).store(out.p + t * out.stride);
-    store_block(out, view, r, plan, unit, block);
   }
 };
 

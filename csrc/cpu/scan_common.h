@@ -160,23 +160,6 @@ struct UnitRows {
   }
 };
 
-INLINE int64_t at_channel(const SequenceView& view, const Rows& rows, int64_t channel) {
-  return rows.base + channel * view.row_stride;
-}
-INLINE Window load_block(const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit, int64_t block,
-                         Scalar* scratch) {
-  return load_window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length,
-                     scratch);
-}
-INLINE Window block_window(const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit,
-                           int64_t block, Scalar* scratch) {
-  return window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), scratch);
-}
-INLINE void store_block(Window w, const SequenceView& view, const Rows& rows, const ScanPlan& plan, int64_t unit,
-                        int64_t block) {
-  store_window(w, view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length);
-}
-
 // Cache lines that the next blocks will read, fetched one per time step while the present blocks are walked. A stream
 // is one tensor's lines of one block; each walk takes one.
 struct Ahead {

@@ -118,7 +118,10 @@ struct ForwardTask {
         for (int64_t k = 0; k < count; ++k)
           store_state(plan, args.last_state, unit, block + k, h + k * plan.padded * W);
     }
-    for (int64_t k = 0; k < count; ++k) finish(block + k, k * L * W);
+    for (int64_t k = 0; k < count; ++k) {
+      Scalar* const tiles[] = {y[0] + k * L * W, y[1] + k * L * W};
+      store_outputs(plan, args, args.y, rows.y, rows.z, unit, block + k, tiles, scratch);
+    }
   }
 
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
@@ -158,30 +161,6 @@ struct ForwardTask {
       (D * input).store(sum + t * W);
     }
     return plan.needs_any(d, block, largest);
-  }
-
-  void finish(int64_t block, int64_t at) {  // y = (sum of directions) * scale * silu(z)
-    const int outputs = args.concatenate ? args.directions : 1;
-    const bool add = !args.concatenate && args.directions == 2;
-    const Vec scale = Scalar(args.scale);
-    for (int d = 0; d < outputs; ++d) {
-      const Window out = block_window(args.y[d], rows.y[d], plan, unit, block, scratch + L * W);
-      const Scalar *first = y[d] + at, *second = y[1] + at;
-      if (args.z.data) {
-        const Window z = load_block(args.z, rows.z, plan, unit, block, scratch);
-        for (int64_t t = 0; t < L; ++t) {
-          const Vec sum = add ? Vec::load(first + t * W) + Vec::load(second + t * W) : Vec::load(first + t * W);
-          const Vec gate = Vec::load(z.p + t * z.stride);
-          (sum * scale * (gate * sigmoid(gate))).store(out.p + t * out.stride);
-        }
-      } else {
-        for (int64_t t = 0; t < L; ++t) {
-          const Vec sum = add ? Vec::load(first + t * W) + Vec::load(second + t * W) : Vec::load(first + t * W);
-          (sum * scale).store(out.p + t * out.stride);
-        }
-      }
-      store_block(out, args.y[d], rows.y[d], plan, unit, block);
-    }
   }
 };
 

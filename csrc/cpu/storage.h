@@ -41,6 +41,8 @@ struct CpuKernels {
   const char* name;
   void (*scan_forward)(const ScanArgs&, ParallelFor);
   void (*scan_backward)(const ScanBackwardArgs&, ParallelFor);
+  void (*s4d_forward)(const S4dArgs&, ParallelFor);
+  void (*s4d_backward)(const S4dBackwardArgs&, ParallelFor);
   void (*conv_forward)(const ConvArgs&, ParallelFor);
   void (*conv_backward)(const ConvBackwardArgs&, ParallelFor);
   double (*exp2_rate)(int64_t vectors);  // lanes per call of the recurrence's own exponential, to measure its floor

@@ -18,6 +18,7 @@ INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
 INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
 INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
 INLINE Vec fma(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
+INLINE Vec fnma(Vec a, Vec b, Vec c) { return c.v - a.v * b.v; }
 INLINE Vec abs(Vec a) { return ::fabs(a.v); }
 INLINE Vec max_bits(Vec a, Vec b) { return a.v >= b.v ? a.v : b.v != b.v ? b.v : a.v != a.v ? a.v : b.v; }
 INLINE void transpose(Vec*) {}

@@ -1,4 +1,4 @@
-"""What a backend is: its name, the reasons why it cannot run, and the two computations."""
+"""What a backend is: its name, the reasons why it cannot run, and the computations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssmvdm_kernels.ops import ConvTensors, ScanTensors
+from ssmvdm_kernels.ops_s4d import S4dTensors
 
 
 class Backend(ABC):
@@ -38,3 +39,7 @@ class Backend(ABC):
     @abstractmethod
     def conv1d(self, tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
         """The contract of the operator `ssmvdm::conv1d_forward`, differentiable."""
+
+    @abstractmethod
+    def s4d(self, tensors: S4dTensors, direction: int, merge: int) -> Tensor:
+        """The contract of the operator `ssmvdm::s4d_forward`, differentiable."""

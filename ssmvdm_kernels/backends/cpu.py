@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels import ops
+from ssmvdm_kernels import ops, ops_s4d
 from ssmvdm_kernels.backends.base import Backend
 
 
@@ -36,3 +36,6 @@ class CpuBackend(Backend):
 
     def conv1d(self, tensors: ops.ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
         return ops.conv1d(tensors, direction, silu)
+
+    def s4d(self, tensors: ops_s4d.S4dTensors, direction: int, merge: int) -> Tensor:
+        return ops_s4d.s4d(tensors, direction, merge)

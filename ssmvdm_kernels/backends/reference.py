@@ -8,6 +8,7 @@ from torch import Tensor
 from ssmvdm_kernels import reference
 from ssmvdm_kernels.backends.base import Backend
 from ssmvdm_kernels.ops import ConvTensors, ScanTensors
+from ssmvdm_kernels.ops_s4d import S4dTensors
 
 
 class ReferenceBackend(Backend):
@@ -26,3 +27,6 @@ class ReferenceBackend(Backend):
 
     def conv1d(self, tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
         return reference.conv1d(tensors, direction, silu)
+
+    def s4d(self, tensors: S4dTensors, direction: int, merge: int) -> Tensor:
+        return reference.s4d(tensors, direction, merge)
