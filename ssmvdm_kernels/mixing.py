@@ -137,8 +137,7 @@ def _inputs(xz: Tensor, directions: Sequence[Direction]) -> _Inputs:
 def _scan_gradients(dy: Tensor, scan: ScanTensors, way: int) -> tuple[ScanTensors, Tensor]:
     """Gradients of all that the scan was given, and its output."""
     needs = sum(1 << index for index, tensor in enumerate(scan) if tensor is not None)
-    gradients = ops.scan_backward(dy, None, *scan, way, SUM, True, needs)
-    y, _ = ops.scan_forward(*scan, way, SUM, True, False)
+    *gradients, y = ops.scan_backward(dy, None, *scan, way, SUM, True, needs | ops.NEEDS_Y)
     return ScanTensors(*gradients), y
 
 
