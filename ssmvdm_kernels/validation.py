@@ -188,7 +188,9 @@ def _check_first(caller: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_dtypes_and_devices(caller, tensors: ScanTensors | ConvTensors | S4dTensors, first: Tensor, sequences: list[bool]) -> None:
+def _check_dtypes_and_devices(
+    caller, tensors: ScanTensors | ConvTensors | S4dTensors, first: Tensor, sequences: list[bool]
+) -> None:
     """A tensor for which `sequences` holds has the dtype of `first`, any other is a float32 (float64) parameter."""
     first_name = tensors._fields[0]
     parameter_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmvdm_kernels.validation import autocast_dtype
 
@@ -18,8 +18,9 @@ def pieces(x: Tensor, rows: int) -> Iterator[tuple[int, slice]]:
     b, _, f, h, w = x.shape
     elements = CPU_ELEMENTS if x.device.type == "cpu" else OTHER_ELEMENTS
     frames = max(1, max(MIN_TOKENS, elements // rows) // max(1, h * w))
-    if torch.compiler.is_compiling():
-        frames = max(1, f)  # a compiler fuses by itself and would unroll the loop
+    # A compiler fuses by itself and would unroll the loop. Tensors that stand for others have no data to keep in cache.
+    if torch.compiler.is_compiling() or x.is_meta or type(x) not in (Tensor, nn.Parameter):
+        frames = max(1, f)
     for sample in range(b):
         for start in range(0, f, frames):
             yield sample, slice(start, min(start + frames, f))
