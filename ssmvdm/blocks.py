@@ -108,9 +108,8 @@ class ResBlock(nn.Module):
 
     def _plain(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         h = self.norm1(self.conv1(x))
-        if scale is not None:
-            scale, shift = (modulation[:, :, None, None, None] for modulation in (scale, shift))
-            h = h * (scale + 1) + shift
+        if scale is not None and shift is not None:
+            h = h * (scale[..., None, None, None] + 1) + shift[..., None, None, None]
         h = self.norm2(self.conv2(F.silu(h)))
         return F.silu(h) + self.shortcut(x)
 

@@ -115,9 +115,10 @@ def _inputs(xz: Tensor, directions: Sequence[Direction]) -> _Inputs:
     x, z = xz.chunk(2, dim=1)
     ahead, *rest = directions
     back = rest[0] if rest else None
-    filters = [wide(own) for own in (ahead.conv_weight, ahead.conv_bias)]
-    filters += [wide(own) for own in (back.conv_weight, back.conv_bias)] if back else [None, None]
-    conv = validation.prepare_conv1d("MambaMixer", ConvTensors(x, *filters))
+    conv = ConvTensors(x, wide(ahead.conv_weight), wide(ahead.conv_bias))
+    if back:
+        conv = conv._replace(weight_b=wide(back.conv_weight), bias_b=wide(back.conv_bias))
+    conv = validation.prepare_conv1d("MambaMixer", conv)
     us = _backend(conv.x).conv1d(conv, _way(directions), True)[: len(directions)]
 
     dt_low, per_direction = [], []
