@@ -172,7 +172,8 @@ struct Gradients {
       const bool used = i < U_B || i == INITIAL_STATE || call.direction == kBoth;
       if (wanted && (call.is_empty() || !used)) fill_zero(tensors.back());
     }
-    tensors.push_back(with_y ? dense_like(*call.tensors[U], output_shape(call.args, *call.tensors[U])) : nothing(*call.tensors[U]));
+    tensors.push_back(with_y ? dense_like(*call.tensors[U], output_shape(call.args, *call.tensors[U]))
+                             : nothing(*call.tensors[U]));
     ScanBackwardArgs& a = call.args;
     a.shared = {!call.tensors[U_B], !call.tensors[DELTA_B], !call.tensors[A_B],         !call.tensors[B_B],
                 !call.tensors[C_B], !call.tensors[D_B],     !call.tensors[DELTA_BIAS_B]};
@@ -203,9 +204,9 @@ struct Gradients {
 
 using T = Tensor;
 std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tensor dy, Optional dlast_state,
-                                                                         SCAN_PARAMETERS, int64_t direction,
-                                                                         int64_t merge, bool delta_softplus,
-                                                                         int64_t needs) {
+                                                                            SCAN_PARAMETERS, int64_t direction,
+                                                                            int64_t merge, bool delta_softplus,
+                                                                            int64_t needs) {
   Call call("scan_backward", SCAN_TENSORS, direction, merge, delta_softplus);
   check_shape(dy, output_shape(call.args, u), call.op, "dy");
   check_dtype(dy, u.scalar_type(), call.op, "dy");
@@ -227,7 +228,8 @@ std::tuple<T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T, T> scan_backward(Tens
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15], g[16]};
 }
 
-// -- convolution -------------------------------------------------------------------------------------------------------
+// -- convolution
+// -------------------------------------------------------------------------------------------------------
 
 struct ConvCall {
   const char* op;

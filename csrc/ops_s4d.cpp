@@ -59,11 +59,10 @@ struct Call {
   }
 };
 
-#define S4D_PARAMETERS                                                                                                 \
-  Tensor u, Tensor decay, Tensor weight, Optional D, Optional z, Optional u_b, Optional decay_b, Optional weight_b,    \
+#define S4D_PARAMETERS                                                                                              \
+  Tensor u, Tensor decay, Tensor weight, Optional D, Optional z, Optional u_b, Optional decay_b, Optional weight_b, \
       Optional D_b
-#define S4D_TENSORS \
-  { u, decay, weight, D, z, u_b, decay_b, weight_b, D_b }
+#define S4D_TENSORS {u, decay, weight, D, z, u_b, decay_b, weight_b, D_b}
 
 Tensor s4d_forward(S4D_PARAMETERS, int64_t direction, int64_t merge) {
   Call call("s4d_forward", S4D_TENSORS, direction, merge);

@@ -3,6 +3,9 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <numeric>
@@ -60,6 +63,21 @@ inline SequenceView view_of(const Tensor& t, DType dtype, bool with_groups = fal
   return view;
 }
 
+// Large outputs are asked for in large pages where the system leaves that to the program: writing to fresh small pages
+// for the first time takes up to a tenth of a backward pass.
+inline void advise_large_pages(const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (!t.is_cpu()) return;
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (begin + uintptr_t(t.numel() * t.element_size())) / kPage * kPage;
+  if (end >= first + 2 * kPage) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+  (void)t;
+#endif
+}
+
 inline Tensor empty_strided(const Shape& sizes, const Shape& strides, ScalarType dtype, const Tensor& like) {
   AtenTensorHandle handle;
   const auto device = like.device();
@@ -67,7 +85,9 @@ inline Tensor empty_strided(const Shape& sizes, const Shape& strides, ScalarType
       int64_t(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
-  return Tensor(handle);
+  Tensor t(handle);
+  advise_large_pages(t);
+  return t;
 }
 
 // Dense, with the dimensions in memory in the order of the strides of `like`, largest first; stable among equals.

@@ -1,8 +1,9 @@
 """Selective scans for video: both time directions at once, on the tensor as it lies in memory.
 
-The public functions are `selective_scan` and `s4d_scan`, each also as `bidirectional_...`, and `bidirectional_conv1d`;
-the module is `BidirectionalMamba`. `available_backends()` lists what runs on this machine and `explain(u)` says why. Importing
-this package builds nothing, downloads nothing and does not initialise a GPU.
+The public functions are `selective_scan` and `s4d_scan`, both also with `bidirectional_` before their names, and
+`bidirectional_conv1d`; the module is `BidirectionalMamba`. `available_backends()` lists what runs on this
+machine and `explain(u)` says why. Importing this package builds nothing, downloads nothing and does not initialise a
+GPU.
 """
 
 from ssmvdm_kernels.backends import available_backends, explain

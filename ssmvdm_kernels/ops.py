@@ -271,10 +271,13 @@ def sample_by_sample(operator):
             return evaluate(lambda argument, dim: argument.select(dim, index))
 
         if info.batch_size == 0:  # the sum over no sample has a sample's shape
-            outputs = tuple(output.unsqueeze(0)[:0] for output in evaluate(lambda argument, dim: argument.sum(dim)))
+            empty = evaluate(lambda argument, dim: argument.sum(dim))
+            samples, join = [empty], lambda parts: parts[0].unsqueeze(0)[:0]
         else:
-            samples = [sample(index) for index in range(info.batch_size)]
-            outputs = tuple(torch.stack(output) for output in zip(*samples, strict=True))
+            samples, join = [sample(index) for index in range(info.batch_size)], torch.stack
+        if isinstance(samples[0], Tensor):
+            return join(samples), 0
+        outputs = tuple(join(output) for output in zip(*samples, strict=True))
         return outputs, (0,) * len(outputs)
 
     return rule

@@ -1,4 +1,4 @@
-"""The operators `ssmvdm::s4d_*` as PyTorch sees them: schemas, output shapes, derivatives. The rules are those of ops.py.
+"""The operators `ssmvdm::s4d_*` as PyTorch sees them: schemas, output shapes, derivatives, by the rules of ops.py.
 
 Complex parameters cross the border as pairs of real numbers, (channels, modes, 2).
 """
@@ -14,7 +14,7 @@ from ssmvdm_kernels import ops
 
 
 class S4dTensors(NamedTuple):
-    """The tensor arguments of one S4D scan in the order of the operators' schema; `_b` belongs to the reverse direction."""
+    """The tensor arguments of one S4D scan in the order of the schema; `_b` belongs to the reverse direction."""
 
     u: Tensor  # (batch, channels, length, *lanes)
     decay: Tensor  # (channels, modes, 2)

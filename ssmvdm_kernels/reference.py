@@ -79,9 +79,8 @@ def s4d(tensors: S4dTensors, direction: int, merge: int) -> Tensor:
     t = S4dTensors(*(None if tensor is None else tensor.to(dtype) for tensor in tensors))
     if direction == BOTH:
         ahead = _one_direction_s4d(t.u, t.decay, t.weight, t.D, False)
-        own = (getattr(t, name) if theirs is None else theirs
-               for name, theirs in zip(("u", "decay", "weight", "D"), t[5:], strict=True))  # fmt: skip
-        back = _one_direction_s4d(*own, True)
+        u, decay, weight, D = (a if b is None else b for a, b in zip(t[:4], t[5:], strict=True))
+        back = _one_direction_s4d(u, decay, weight, D, True)
         return _merged(ahead, back, merge, t.z).to(tensors.u.dtype)
     y = _one_direction_s4d(t.u, t.decay, t.weight, t.D, direction == REVERSE)
     return (y if t.z is None else y * F.silu(t.z)).to(tensors.u.dtype)

@@ -12,6 +12,8 @@ from torch import Tensor
 from ssmvdm_kernels.ops import ConvTensors, ScanTensors
 from ssmvdm_kernels.ops_s4d import S4dTensors
 
+Arguments = ScanTensors | ConvTensors | S4dTensors
+
 SEQUENCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _LIKE_U = ("delta", "z", "u_b", "delta_b")
@@ -82,7 +84,7 @@ def prepare_conv1d(caller: str, tensors: ConvTensors) -> ConvTensors:
 
 
 def prepare_s4d(caller: str, tensors: S4dTensors) -> S4dTensors:
-    """Apply the autocast rule to the arguments of an S4D scan, whose `decay` and `weight` are complex, and check them."""
+    """Apply the autocast rule to the arguments of an S4D scan, with complex `decay` and `weight`, and check them."""
     _check_are_tensors(caller, tensors)
     _check_first(caller, "u", tensors.u)
     low = autocast_dtype(tensors.u)
@@ -93,6 +95,7 @@ def prepare_s4d(caller: str, tensors: S4dTensors) -> S4dTensors:
                                for n, t in named))  # fmt: skip
     u, decay = tensors.u, tensors.decay
     parameter = torch.float64 if u.dtype == torch.float64 else torch.float32
+    modes = torch.complex128 if u.dtype == torch.float64 else torch.complex64
     dtypes = {"z": u.dtype, "u_b": u.dtype, "D": parameter, "D_b": parameter}
     if decay.dim() != 2 or decay.shape[0] != u.shape[1]:
         raise ValueError(
@@ -102,7 +105,7 @@ def prepare_s4d(caller: str, tensors: S4dTensors) -> S4dTensors:
     for name, tensor in zip(tensors._fields[1:], tensors[1:], strict=True):
         if tensor is None:
             continue
-        expected = dtypes.get(name, parameter.to_complex())
+        expected = dtypes.get(name, modes)
         if tensor.dtype != expected:
             raise TypeError(
                 f"{caller}: {name} must be {_dtype_name(expected)}, which goes with {_dtype_name(u.dtype)} in u, "
@@ -166,7 +169,7 @@ def _cast_scan_tensor(name: str, tensor: Tensor | None, low: torch.dtype) -> Ten
 # -- single checks -----------------------------------------------------------------------------------------------------
 
 
-def _check_are_tensors(caller: str, tensors: ScanTensors | ConvTensors | S4dTensors) -> None:
+def _check_are_tensors(caller: str, tensors: Arguments) -> None:
     for name, tensor in zip(tensors._fields, tensors, strict=True):
         if isinstance(tensor, Tensor):
             if tensor.layout != torch.strided:
@@ -188,9 +191,7 @@ def _check_first(caller: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_dtypes_and_devices(
-    caller, tensors: ScanTensors | ConvTensors | S4dTensors, first: Tensor, sequences: list[bool]
-) -> None:
+def _check_dtypes_and_devices(caller, tensors: Arguments, first: Tensor, sequences: list[bool]) -> None:
     """A tensor for which `sequences` holds has the dtype of `first`, any other is a float32 (float64) parameter."""
     first_name = tensors._fields[0]
     parameter_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32

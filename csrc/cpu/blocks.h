@@ -9,15 +9,14 @@ INLINE Window load_block(const SequenceView& view, const Rows& rows, const Plan&
   return load_window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length,
                      scratch);
 }
-INLINE Window block_window(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
-                           int64_t block, Scalar* scratch) {
+INLINE Window block_window(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit, int64_t block,
+                           Scalar* scratch) {
   return window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), scratch);
 }
 INLINE void store_block(Window w, const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
                         int64_t block) {
   store_window(w, view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length);
 }
-
 
 // The incoming gradient dy of direction d before scale and gate; `gate` gets what dz is to be multiplied with.
 static void load_gradient(const Plan& plan, const OutputArgs& args, int d, const Rows& y_rows, const Rows& z_rows,
@@ -31,7 +30,8 @@ static void load_gradient(const Plan& plan, const OutputArgs& args, int d, const
   }
   const Window z = load_block(args.z, z_rows, plan, unit, block, scratch + L * W);
   for (int64_t t = 0; t < L; ++t) {
-    const Vec x = Vec::load(z.p + t * z.stride), s = sigmoid(x), g = Vec::load(incoming.p + t * incoming.stride) * scale;
+    const Vec x = Vec::load(z.p + t * z.stride), s = sigmoid(x),
+              g = Vec::load(incoming.p + t * incoming.stride) * scale;
     (g * (x * s)).store(dy + t * W);
     (g * (s * fma(x, Vec(Scalar(1)) - s, Vec(Scalar(1))))).store(gate + t * W);
   }
@@ -44,8 +44,7 @@ static void store_gradient(Scalar* tile, const Scalar* other, const SequenceView
   const int64_t L = plan.length;
   const Window out = block_window(view, rows, plan, unit, block, tile);
   if (other)
-    for (int64_t t = 0; t < L; ++t)
-      (Vec::load(tile + t * W) + Vec::load(other + t * W)).store(out.p + t * out.stride);
+    for (int64_t t = 0; t < L; ++t) (Vec::load(tile + t * W) + Vec::load(other + t * W)).store(out.p + t * out.stride);
   else if (out.p != tile)
     for (int64_t t = 0; t < L; ++t) Vec::load(tile + t * W).store(out.p + t * out.stride);
   store_block(out, view, rows, plan, unit, block);

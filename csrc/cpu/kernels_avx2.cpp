@@ -35,7 +35,12 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
-const ssmvdm::CpuKernels ssmvdm::kCpuAvx2 = {
-    "avx2",          avx2::scan_forward, avx2::scan_backward, avx2::s4d_forward,
-    avx2::s4d_backward, avx2::conv_forward, avx2::conv_backward, avx2::exp2_rate};
+const ssmvdm::CpuKernels ssmvdm::kCpuAvx2 = {"avx2",
+                                             avx2::scan_forward,
+                                             avx2::scan_backward,
+                                             avx2::s4d_forward,
+                                             avx2::s4d_backward,
+                                             avx2::conv_forward,
+                                             avx2::conv_backward,
+                                             avx2::exp2_rate};
 #endif

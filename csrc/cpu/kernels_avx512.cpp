@@ -36,7 +36,12 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
-const ssmvdm::CpuKernels ssmvdm::kCpuAvx512 = {
-    "avx512",          avx512::scan_forward, avx512::scan_backward, avx512::s4d_forward,
-    avx512::s4d_backward, avx512::conv_forward, avx512::conv_backward, avx512::exp2_rate};
+const ssmvdm::CpuKernels ssmvdm::kCpuAvx512 = {"avx512",
+                                               avx512::scan_forward,
+                                               avx512::scan_backward,
+                                               avx512::s4d_forward,
+                                               avx512::s4d_backward,
+                                               avx512::conv_forward,
+                                               avx512::conv_backward,
+                                               avx512::exp2_rate};
 #endif

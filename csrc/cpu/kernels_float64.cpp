@@ -17,6 +17,11 @@ namespace float64 {
 }  // namespace float64
 }  // namespace ssmvdm
 
-const ssmvdm::CpuKernels ssmvdm::kCpuFloat64 = {
-    "float64",          float64::scan_forward, float64::scan_backward, float64::s4d_forward,
-    float64::s4d_backward, float64::conv_forward, float64::conv_backward, float64::exp2_rate};
+const ssmvdm::CpuKernels ssmvdm::kCpuFloat64 = {"float64",
+                                                float64::scan_forward,
+                                                float64::scan_backward,
+                                                float64::s4d_forward,
+                                                float64::s4d_backward,
+                                                float64::conv_forward,
+                                                float64::conv_backward,
+                                                float64::exp2_rate};

@@ -6,6 +6,7 @@
 
 constexpr int64_t kMaxPartials = 64;  // of sums over sequences
 constexpr int64_t kFewUnits = 16;     // below this, threads also share the channels of a unit
+constexpr int64_t kTogether = 2;      // units at most that are taken through the blocks together
 
 struct Plan {
   bool lane_mode;
@@ -14,6 +15,7 @@ struct Plan {
   int64_t group_channels, block_channels, group_blocks, blocks;
   int64_t segment_blocks, group_segments, segments;
   int64_t partials, splits;  // tasks = partials * splits: a run of units, a run of segments
+  int64_t together;          // neighbouring units whose rows lie in the same cache lines
 
   Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like)
       : batch(batch_), channels(channels_), length(length_), lanes(lanes_), groups(groups_) {
@@ -21,6 +23,7 @@ struct Plan {
     // By layout alone: slices of a tensor are computed as the whole is, to the last bit.
     lane_mode = W > 1 && like.row_stride != 1 && like.time_stride != 1;
     units = lane_mode ? (sequences + W - 1) / W : sequences;
+    together = lane_mode && 2 * W * int64_t(sizeof(Scalar)) <= 64 ? kTogether : 1;
     group_channels = channels / groups;
     block_channels = lane_mode ? 1 : W;
     group_blocks = (group_channels + block_channels - 1) / block_channels;
@@ -39,6 +42,10 @@ struct Plan {
   int64_t tasks() const { return partials * splits; }
   int64_t first_unit(int64_t partial) const { return partial * units / partials; }
   int64_t first_segment(int64_t split) const { return split * segments / splits; }
+  int64_t units_from(int64_t unit, int64_t end) const {  // to go through the blocks together
+    const int64_t count = together - unit % together;
+    return count < end - unit ? count : end - unit;
+  }
   int64_t own_group(const SequenceView& view, int64_t group) const { return group / (groups / view.groups); }
   int64_t own_segments(const SequenceView& view) const { return group_segments * (groups / view.groups); }
   int64_t group_of_segment(int64_t segment) const { return segment / group_segments; }

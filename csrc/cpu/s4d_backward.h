@@ -25,7 +25,7 @@ NOINLINE static void walk_s4d_again(const S4dBackwardWalk& w) {
   Scalar *y = w.y + first * W, *state = w.state + 2 * M * W;
   for (int64_t t = 0; t < w.length; ++t, state += 2 * M * W) {
     const Vec input = Vec::load(u), g = Vec::load(dy);
-    Vec sum = Vec::load(y), sum_im(Scalar(0));
+    Vec sum = Vec::load(y);
     UNROLL
     for (int n = 0; n < M; ++n) {
       const Vec a_re = Vec::load(w.decay + 2 * n * W), a_im = Vec::load(w.decay + (2 * n + 1) * W);
@@ -35,11 +35,11 @@ NOINLINE static void walk_s4d_again(const S4dBackwardWalk& w) {
       h_re[n].store(state + 2 * n * W);
       h_im[n].store(state + (2 * n + 1) * W);
       sum = fma(re, Vec::load(w.weight + 2 * n * W), sum);
-      sum_im = fma(h_im[n], Vec::load(w.weight + (2 * n + 1) * W), sum_im);
+      sum = fnma(h_im[n], Vec::load(w.weight + (2 * n + 1) * W), sum);
       dc_re[n] = fma(g, re, dc_re[n]);
       dc_im[n] = fnma(g, h_im[n], dc_im[n]);
     }
-    (sum - sum_im).store(y);
+    sum.store(y);
     u += direction * w.u_stride, dy += direction * W, y += direction * W;
   }
   UNROLL
@@ -124,8 +124,7 @@ struct S4dBackwardTask {
     z_rows = plan.rows_of(args.z, unit), dz_rows = plan.rows_of(args.dz, unit);
     for (int64_t b = plan.first_block(first_segment), end = plan.last_block(last_segment - 1); b < end; ++b) {
       for (int d = 0; d < args.directions; ++d) {
-        if (d == 0 || args.concatenate)
-          load_gradient(plan, args, d, y_rows[d], z_rows, unit, b, dy, gate, scratch);
+        if (d == 0 || args.concatenate) load_gradient(plan, args, d, y_rows[d], z_rows, unit, b, dy, gate, scratch);
         scan(d, unit, b, sums);
         if (args.concatenate) add_dz(d > 0, y[d]);
       }

@@ -57,7 +57,7 @@ NOINLINE static void walk_s4d(const S4dWalk& w) {
   Scalar* y = w.y + first * W;
   for (int64_t t = 0; t < w.length; ++t, u += direction * w.u_stride, y += direction * W) {
     const Vec input = Vec::load(u);
-    Vec sum = Vec::load(y), sum_im(Scalar(0));
+    Vec sum = Vec::load(y);  // added to in the order of the modes, however many are walked at once
     UNROLL
     for (int n = 0; n < M; ++n) {
       const Vec a_re = Vec::load(w.decay + 2 * n * W), a_im = Vec::load(w.decay + (2 * n + 1) * W);
@@ -65,9 +65,9 @@ NOINLINE static void walk_s4d(const S4dWalk& w) {
       h_im[n] = fma(a_re, h_im[n], a_im * h_re[n]);
       h_re[n] = re;
       sum = fma(re, Vec::load(w.weight + 2 * n * W), sum);
-      sum_im = fma(h_im[n], Vec::load(w.weight + (2 * n + 1) * W), sum_im);
+      sum = fnma(h_im[n], Vec::load(w.weight + (2 * n + 1) * W), sum);
     }
-    (sum - sum_im).store(y);
+    sum.store(y);
   }
 }
 

@@ -147,50 +147,47 @@ struct BackwardTask {
   Scalar *du[kMaxDirections], *ddelta[kMaxDirections], *dz, *scratch;
   StateTile state_tile;
   ChannelSums channel_sums;
-  int64_t unit;
+  SequenceSums sums;
+  int64_t unit, next;
   UnitRows rows, next_rows;
   Ahead ahead;
   Rows du_rows[kMaxDirections], ddelta_rows[kMaxDirections], dz_rows, forward_rows[kMaxDirections];
 
-  BackwardTask(Arena& arena, const ScanPlan& p)
+  BackwardTask(Arena& tiles, Arena& own, const ScanPlan& p)
       : plan(p),
         args(static_cast<const ScanBackwardArgs&>(p.args)),
         L(p.length),
-        state_tile(arena, p),
-        channel_sums(arena, p),
-        unit(-1) {
+        state_tile(own, p),
+        channel_sums(own, p) {
     const int64_t tile = 2 * L * W, states = 2 * p.padded * W, walked = 2 * kStates * W;
     for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &dz, &scratch, &y[0], &y[1],
                        &du[0], &du[1], &ddelta[0], &ddelta[1]})
-      *t = arena.take(tile);
-    for (Scalar** t : {&h, &q, &dA}) *t = arena.take(states);
-    decay = arena.take(L * walked);
-    state = arena.take((L + 1) * walked) + walked;
+      *t = tiles.take(tile);
+    for (Scalar** t : {&h, &q, &dA}) *t = tiles.take(states);
+    decay = tiles.take(L * walked);
+    state = tiles.take((L + 1) * walked) + walked;
   }
 
-  void run(int64_t new_unit, int64_t first_segment, int64_t last_segment, SequenceSums& sums) {
-    unit = new_unit;
+  void begin(int64_t new_unit, int64_t next_unit) {
+    unit = new_unit, next = next_unit;
     rows = UnitRows(plan, unit);
-    if (unit + 1 < plan.units) next_rows = UnitRows(plan, unit + 1);
+    if (next < plan.units) next_rows = UnitRows(plan, next);
     for (int d = 0; d < args.directions; ++d) {
       du_rows[d] = plan.rows_of(args.grad[d].du, unit);
       ddelta_rows[d] = plan.rows_of(args.grad[d].ddelta, unit);
       forward_rows[d] = plan.rows_of(args.forward_y[d], unit);
     }
     dz_rows = plan.rows_of(args.dz, unit);
-    for (int64_t s = first_segment; s < last_segment; ++s) {
-      const int64_t group = plan.group_of_segment(s);
-      if (s == first_segment || group != plan.group_of_segment(s - 1)) state_tile.load(plan, unit, group);
-      channel_sums.clear_segment();
-      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2)
-        scan_blocks(b, b + 1 < end ? 2 : 1, sums);
-      channel_sums.end_segment(unit, s);
-    }
   }
+  void begin_segment(int64_t segment, bool new_group) {
+    if (new_group) state_tile.load(plan, unit, plan.group_of_segment(segment));
+    channel_sums.clear_segment();
+  }
+  void end_segment(int64_t segment) { channel_sums.end_segment(unit, segment); }
 
- private:
-  void scan_blocks(int64_t block, int64_t count, SequenceSums& sums) {
-    ahead.fill(plan, rows, next_rows, unit, block + count, true);
+  void scan_blocks(int64_t block, int64_t count, bool prefetch) {
+    ahead.clear();
+    if (prefetch) ahead.fill(plan, rows, next_rows, next, block + count, true);
     for (int d = 0; d < args.directions; ++d) {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
@@ -201,10 +198,10 @@ struct BackwardTask {
         load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
       }
       const int64_t at_once = count == 1 ? 1 : plan.at_once[d];
-      for (int64_t k = 0; k < count; k += at_once) walk(d, block + k, k, at_once, any, sums);
+      for (int64_t k = 0; k < count; k += at_once) walk(d, block + k, k, at_once, any);
       for (int64_t k = 0; k < count; ++k) {
         if (args.dinitial_state) store_state(plan, args.dinitial_state, unit, block + k, q + k * plan.padded * W);
-        finish_direction(d, block + k, k * L * W, sums);
+        finish_direction(d, block + k, k * L * W);
         for (int64_t n = 0; n < plan.padded; ++n)
           plan.fold(sums.dA[d] + ((block + k) * plan.padded + n) * plan.sum_width(),
                     Vec::load(dA + (k * plan.padded + n) * W));
@@ -213,7 +210,8 @@ struct BackwardTask {
     for (int64_t k = 0; k < count; ++k) finish(block + k, k * L * W);
   }
 
-  void walk(int d, int64_t block, int64_t k, int64_t count, bool any, SequenceSums& sums) {
+ private:
+  void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
     const int64_t width = plan.bc_width(d), at = k * L * W;
     for (int64_t n = 0; n < plan.padded; n += kStates) {
       BackwardWalk w;
@@ -253,7 +251,7 @@ struct BackwardTask {
     return plan.needs_any(d, block, largest);
   }
 
-  void finish_direction(int d, int64_t block, int64_t at, SequenceSums& sums) {
+  void finish_direction(int d, int64_t block, int64_t at) {
     const Window u = load_block(args.dir[d].u, rows.u[d], plan, unit, block, scratch);
     const Vec D = Vec::load(plan.D[d] + block * W);
     Vec dD(Scalar(0)), dbias(Scalar(0));
@@ -305,18 +303,13 @@ static void scan_backward(const ScanBackwardArgs& args, ParallelFor run) {
   const ScanPlan plan(args);
   SequenceSumsStorage sums(plan);
   SegmentSums segments(plan);
-  Arena measure(nullptr);
-  BackwardTask measured(measure, plan);
   parallel(run, plan.tasks(), [&](int64_t begin, int64_t end) {
-    Memory memory(measure.used, false);
-    Arena arena(memory.base);
-    BackwardTask task(arena, plan);
-    task.channel_sums.attach(&segments);
+    const Tasks<BackwardTask> tasks(plan);
+    for (BackwardTask* task : tasks.all) task->channel_sums.attach(&segments);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t partial = i / plan.splits, split = i % plan.splits;
-      SequenceSums mine = sums.of_partial(partial);
-      for (int64_t unit = plan.first_unit(partial); unit < plan.first_unit(partial + 1); ++unit)
-        task.run(unit, plan.first_segment(split), plan.first_segment(split + 1), mine);
+      const int64_t partial = i / plan.splits;
+      for (BackwardTask* task : tasks.all) task->sums = sums.of_partial(partial);
+      run_units(tasks.all, plan, plan.first_unit(partial), plan.first_unit(partial + 1), i % plan.splits);
     }
   });
   segments.finish(run);

@@ -168,12 +168,13 @@ struct Ahead {
   int64_t step[kStreams];  // bytes per time step
   int count = 0, taken = 0;
 
-  // For the two blocks from `block` on, or where the unit ends the first two of the next one.
-  void fill(const ScanPlan& plan, const UnitRows& rows, const UnitRows& next_rows, int64_t unit, int64_t block,
+  void clear() { count = taken = 0; }
+  // For the two blocks from `block` on, or where the unit ends the first two of unit `next`.
+  void fill(const ScanPlan& plan, const UnitRows& rows, const UnitRows& next_rows, int64_t next, int64_t block,
             bool backward) {
-    count = taken = 0;
+    clear();
     const bool is_last = block >= plan.blocks;
-    if (is_last && unit + 1 >= plan.units) return;
+    if (is_last && next >= plan.units) return;
     const UnitRows& from = is_last ? next_rows : rows;
     const int64_t first = is_last ? 0 : block;
     const ScanArgs& a = plan.args;
@@ -216,4 +217,49 @@ static void store_state(const ScanPlan& plan, void* target, int64_t unit, int64_
   for (int64_t i = 0; i < plan.rows(unit, block); ++i)
     for (int64_t n = 0; n < plan.states; ++n)
       static_cast<Scalar*>(target)[plan.state_index(unit, block, i, n, plan.states)] = state[n * W + i];
+}
+
+// The tasks of one thread, with memory of their own and tiles in common.
+template <class Task>
+struct Tasks {
+  struct Sizes {
+    int64_t tiles, own;
+    explicit Sizes(const ScanPlan& plan) {
+      Arena tile_arena(nullptr), own_arena(nullptr);
+      const Task measured(tile_arena, own_arena, plan);
+      tiles = tile_arena.used, own = own_arena.used;
+    }
+  } sizes;
+  Memory memory;
+  Arena tiles, same_tiles, own;
+  Task first, second;
+  Task* const all[kTogether];
+
+  explicit Tasks(const ScanPlan& plan)
+      : sizes(plan),
+        memory(sizes.tiles + kTogether * sizes.own, false),
+        tiles(memory.base),
+        same_tiles(memory.base),
+        own(memory.base + sizes.tiles),
+        first(tiles, own, plan),
+        second(same_tiles, own, plan),
+        all{&first, &second} {}
+};
+
+// Takes the units [first, last) through the blocks of some segments: one by one, or where their rows share cache lines
+// together, each by its own task. The tasks share tiles, which live for a pair of blocks.
+template <class Task>
+static void run_units(Task* const* tasks, const ScanPlan& plan, int64_t first, int64_t last, int64_t split) {
+  const int64_t first_segment = plan.first_segment(split), last_segment = plan.first_segment(split + 1);
+  for (int64_t unit = first, count; unit < last; unit += count) {
+    count = plan.units_from(unit, last);
+    for (int64_t i = 0; i < count; ++i) tasks[i]->begin(unit + i, unit + count);
+    for (int64_t s = first_segment; s < last_segment; ++s) {
+      const bool new_group = s == first_segment || plan.group_of_segment(s) != plan.group_of_segment(s - 1);
+      for (int64_t i = 0; i < count; ++i) tasks[i]->begin_segment(s, new_group);
+      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2)
+        for (int64_t i = 0; i < count; ++i) tasks[i]->scan_blocks(b, b + 1 < end ? 2 : 1, i + 1 == count);
+      for (int64_t i = 0; i < count; ++i) tasks[i]->end_segment(s);
+    }
+  }
 }

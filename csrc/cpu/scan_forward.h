@@ -75,37 +75,34 @@ struct ForwardTask {
   const int64_t L;
   Scalar *delta, *delta_u, *y[kMaxDirections], *h, *scratch;
   StateTile state_tile;
-  int64_t unit;
+  int64_t unit, next;
   UnitRows rows, next_rows;
   Ahead ahead;
 
-  ForwardTask(Arena& arena, const ScanPlan& p)
+  ForwardTask(Arena& tiles, Arena& own, const ScanPlan& p)
       : plan(p),
         args(p.args),
         L(p.length),
-        delta(arena.take(2 * L * W)),
-        delta_u(arena.take(2 * L * W)),
-        y{arena.take(2 * L * W), arena.take(2 * L * W)},
-        h(arena.take(2 * p.padded * W)),
-        scratch(arena.take(2 * L * W)),
-        state_tile(arena, p),
-        unit(-1) {}
+        delta(tiles.take(2 * L * W)),
+        delta_u(tiles.take(2 * L * W)),
+        y{tiles.take(2 * L * W), tiles.take(2 * L * W)},
+        h(tiles.take(2 * p.padded * W)),
+        scratch(tiles.take(2 * L * W)),
+        state_tile(own, p) {}
 
-  void run(int64_t new_unit, int64_t first_segment, int64_t last_segment) {
-    unit = new_unit;
+  void begin(int64_t new_unit, int64_t next_unit) {
+    unit = new_unit, next = next_unit;
     rows = UnitRows(plan, unit);
-    if (unit + 1 < plan.units) next_rows = UnitRows(plan, unit + 1);
-    int64_t group = -1;
-    for (int64_t s = first_segment; s < last_segment; ++s) {
-      if (plan.group_of_segment(s) != group) state_tile.load(plan, unit, group = plan.group_of_segment(s));
-      for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2)
-        scan_blocks(b, b + 1 < end ? 2 : 1);
-    }
+    if (next < plan.units) next_rows = UnitRows(plan, next);
   }
+  void begin_segment(int64_t segment, bool new_group) {
+    if (new_group) state_tile.load(plan, unit, plan.group_of_segment(segment));
+  }
+  void end_segment(int64_t) {}
 
- private:
-  void scan_blocks(int64_t block, int64_t count) {
-    ahead.fill(plan, rows, next_rows, unit, block + count, false);
+  void scan_blocks(int64_t block, int64_t count, bool prefetch) {
+    ahead.clear();
+    if (prefetch) ahead.fill(plan, rows, next_rows, next, block + count, false);
     for (int d = 0; d < args.directions; ++d) {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
@@ -124,6 +121,7 @@ struct ForwardTask {
     }
   }
 
+ private:
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
     const int64_t width = plan.bc_width(d);
     for (int64_t n = 0; n < plan.padded; n += kStates) {
@@ -166,16 +164,11 @@ struct ForwardTask {
 
 static void scan_forward(const ScanArgs& args, ParallelFor run) {
   const ScanPlan plan(args);
-  Arena measure(nullptr);
-  const ForwardTask measured(measure, plan);
   parallel(run, plan.tasks(), [&](int64_t begin, int64_t end) {
-    Memory memory(measure.used, false);
-    Arena arena(memory.base);
-    ForwardTask task(arena, plan);
+    const Tasks<ForwardTask> tasks(plan);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t partial = i / plan.splits, split = i % plan.splits;
-      for (int64_t unit = plan.first_unit(partial); unit < plan.first_unit(partial + 1); ++unit)
-        task.run(unit, plan.first_segment(split), plan.first_segment(split + 1));
+      const int64_t partial = i / plan.splits;
+      run_units(tasks.all, plan, plan.first_unit(partial), plan.first_unit(partial + 1), i % plan.splits);
     }
   });
 }

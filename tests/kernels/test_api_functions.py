@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssmvdm_kernels import available_backends, bidirectional_conv1d, bidirectional_selective_scan, selective_scan
-from ssmvdm_kernels.ops import _dense_like
+from ssmvdm_kernels.ops import dense_like
 
 from .cases import Case
 
@@ -182,11 +182,11 @@ def test_results_lie_in_memory_as_their_inputs_do(backend, layout):
         pytest.skip("the reference leaves layouts to PyTorch")
     named = arguments(True, layout=layout)
     y = bidirectional_selective_scan(**named, backend=backend)
-    assert y.stride() == _dense_like(named["u"]).stride()
+    assert y.stride() == dense_like(named["u"]).stride()
     sequences = [named[name] for name in ("u", "delta", "z", "B", "C")]
     gradients = torch.autograd.grad(y.sum(), sequences)  # .backward() may lay them out anew
     for gradient, tensor in zip(gradients, sequences, strict=True):
-        assert gradient.stride() == _dense_like(tensor).stride()
+        assert gradient.stride() == dense_like(tensor).stride()
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------------
