@@ -155,7 +155,7 @@ def _input_gradients(
         )
         ddt_low = product(ddelta, own.dt_proj.to(ddelta.dtype).t())
         dprojected = torch.cat((ddt_low, dB, dC), dim=1)
-        dus.append(du + product(dprojected, own.x_proj.to(u.dtype).t()))
+        dus.append(du.add_(product(dprojected, own.x_proj.to(u.dtype).t())))
         dprojections.append((weight_gradient(dprojected, u), weight_gradient(ddelta, dt_low), dbias, dA * A, dD))
     dus += [dus[0].new_empty((0,))] * (2 - len(dus))
     needs = sum(1 << index for index, tensor in enumerate(conv) if tensor is not None)

@@ -101,7 +101,7 @@ class BidirectionalMamba(MambaMixer):
         dt_rank: rank of the projection to delta; "auto" is ceil(inner / 16).
         bias: whether W_in and W_out have a bias. The convolutions always have one.
         memory: "lean" saves only the input and the output of W_in for the backward pass and computes the rest again
-            there; "fast" keeps what lies between. The numbers are the same, bit for bit.
+            there, all but the scan; "fast" keeps what lies between. The numbers are the same, bit for bit.
 
     Parameters may be of any floating dtype; A, D and the biases of delta and of the convolutions enter the kernels in
     float32 (float64 for a float64 module).
