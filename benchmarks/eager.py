@@ -156,6 +156,7 @@ _MIXERS = {
     "GluMlpMixer": _glu_mlp,
     "GssMixer": _gss,
     "GatedConvMixer": _mamba,
+    "MambaMixer": _mamba,
     "BidirectionalMamba": _mamba,
 }
 

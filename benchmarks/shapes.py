@@ -108,6 +108,7 @@ class Network:
     heads: int = 1
     dim_head: int = 64
     states: int = 16
+    memory: str = "lean"  # of `ssmvdm.UNet3DConfig`
 
     @staticmethod
     def small(base_channels: int, size: int) -> "Network":
@@ -128,7 +129,11 @@ class Network:
 
         temporal = TemporalConfig(heads=self.heads, dim_head=self.dim_head, states=self.states, **layer.temporal)
         config = UNet3DConfig(
-            channels=3, base_channels=self.base_channels, channel_mults=tuple(self.channel_mults), temporal=temporal
+            channels=3,
+            base_channels=self.base_channels,
+            channel_mults=tuple(self.channel_mults),
+            temporal=temporal,
+            memory=self.memory,
         )
         return UNet3D(config)
 

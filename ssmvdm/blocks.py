@@ -1,4 +1,8 @@
-"""What the U-Net is built of, apart from its temporal layers. Videos are (b, c, f, h, w); frames are the batch here."""
+"""What the U-Net is built of, apart from its temporal layers. Videos are (b, c, f, h, w); frames are the batch here.
+
+With memory="fast" a block leaves its derivative to autograd, with "lean" it takes the formulas of `ssmvdm.lean`, which
+keep less: the same numbers to rounding.
+"""
 
 import math
 
@@ -7,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ssmvdm import lean
 from ssmvdm.temporal.attention import attend, project_heads
 
 
@@ -25,15 +30,24 @@ class ChannelNorm(nn.Module):
 
 
 class PreNormResidual(nn.Module):
-    """x + layer(norm(x)); keyword arguments go to the layer."""
+    """x + layer(norm(x)); keyword arguments go to the layer.
 
-    def __init__(self, channels: int, layer: nn.Module):
+    With memory "lean", a layer whose class says `absorbs_norm = True` gets x itself and the norm as keyword `norm`, so
+    that it can keep x in place of norm(x).
+    """
+
+    def __init__(self, channels: int, layer: nn.Module, memory: str = "lean"):
         super().__init__()
         self.norm = ChannelNorm(channels)
         self.layer = layer
+        self.memory = memory
 
     def forward(self, x: Tensor, **context: Tensor | None) -> Tensor:
-        return self.layer(self.norm(x), **context) + x
+        if self.memory == "fast":
+            return self.layer(self.norm(x), **context) + x
+        if getattr(self.layer, "absorbs_norm", False):
+            return self.layer(x, norm=self.norm, **context) + x
+        return self.layer(lean.channel_norm(x, self.norm.gain, self.norm.eps), **context) + x
 
 
 class TimeEmbedding(nn.Module):
@@ -62,10 +76,19 @@ class TimeEmbedding(nn.Module):
 class ResBlock(nn.Module):
     """Two (1, 3, 3) convolutions with GroupNorm and SiLU; the embedding scales and shifts after the first norm.
 
-    forward(x (b, in_channels, f, h, w), embedding (b, embedding_dim) or None) -> (b, out_channels, f, h, w).
+    forward(x (b, in_channels, f, h, w), embedding (b, embedding_dim) or None) -> (b, out_channels, f, h, w). With a
+    `skip` the input is x and skip side by side, in_channels together. Lean, it keeps its input and what
+    its convolutions return.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int | None = None, groups: int = 8):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int | None = None,
+        groups: int = 8,
+        memory: str = "lean",
+    ):
         super().__init__()
         self.embed = None if embedding_dim is None else nn.Linear(embedding_dim, 2 * out_channels)
         self.conv1 = nn.Conv3d(in_channels, out_channels, (1, 3, 3), padding=(0, 1, 1))
@@ -74,18 +97,38 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, out_channels)
         has_new_width = in_channels != out_channels
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if has_new_width else nn.Identity()
+        self.memory = memory
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        parts = (x,) if skip is None else (x, skip)
+        scale, shift = (None, None) if self.embed is None else self.embed(F.silu(embedding)).chunk(2, dim=1)  # (b, out)
+        if self.memory == "lean":
+            return self._lean(parts, scale, shift)
+        return self._plain(x if skip is None else torch.cat(parts, dim=1), scale, shift)
+
+    def _plain(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         h = self.norm1(self.conv1(x))
-        if self.embed is not None:
-            scale, shift = self.embed(F.silu(embedding))[:, :, None, None, None].chunk(2, dim=1)
-            h = h * (scale + 1) + shift
+        if scale is not None and shift is not None:
+            h = h * (scale[..., None, None, None] + 1) + shift[..., None, None, None]
         h = self.norm2(self.conv2(F.silu(h)))
         return F.silu(h) + self.shortcut(x)
 
+    def _lean(self, parts: tuple[Tensor, ...], scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        if isinstance(self.shortcut, nn.Identity):
+            shortcut = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        else:
+            shortcut = lean.convolve_parts(self.shortcut, parts)
+        h = lean.norm_silu_conv(lean.convolve_parts(self.conv1, parts), self.norm1, scale, shift, self.conv2)
+        return lean.norm_silu(h, self.norm2) + shortcut
+
 
 class SpatialLinearAttention(nn.Module):
-    """softmax_features(q) / sqrt(dim_head) @ (softmax_pixels(k)^T v), every frame for itself: same shape out."""
+    """softmax_features(q) / sqrt(dim_head) @ (softmax_pixels(k)^T v), every frame for itself: same shape out.
+
+    forward(x, norm=None): of norm(x) where there is a norm, keeping x only.
+    """
+
+    absorbs_norm = True
 
     def __init__(self, channels: int, heads: int, dim_head: int = 32):
         super().__init__()
@@ -93,7 +136,10 @@ class SpatialLinearAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * heads * dim_head, 1, bias=False)
         self.to_out = nn.Conv2d(heads * dim_head, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: ChannelNorm | None = None) -> Tensor:
+        if norm is not None:
+            weights = (self.to_qkv.weight.flatten(1), self.to_out.weight.flatten(1), self.to_out.bias)
+            return lean.norm_linear_attention(x, norm.gain, norm.eps, *weights, self.heads)
         b, _, _, h, w = x.shape
         qkv = self.to_qkv(rearrange(x, "b c f h w -> (b f) c h w"))
         q, k, v = rearrange(qkv, "n (three heads d) h w -> three n heads d (h w)", three=3, heads=self.heads)
@@ -105,7 +151,12 @@ class SpatialLinearAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Full attention over the pixels of each frame: (b, c, f, h, w) -> same shape."""
+    """Full attention over the pixels of each frame: (b, c, f, h, w) -> same shape.
+
+    forward(x, norm=None): of norm(x) where there is a norm, keeping x in its place.
+    """
+
+    absorbs_norm = True
 
     def __init__(self, channels: int, heads: int, dim_head: int = 32, backend: str = "sdpa"):
         super().__init__()
@@ -113,10 +164,9 @@ class SpatialAttention(nn.Module):
         self.to_qkv = nn.Linear(channels, 3 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: ChannelNorm | None = None) -> Tensor:
         b, _, _, h, w = x.shape
-        pixels = rearrange(x, "b c f h w -> (b f) (h w) c").contiguous()
-        q, k, v = project_heads(pixels, self.to_qkv.weight, self.heads)
+        q, k, v = project_heads(x, self.to_qkv.weight, self.heads, "pixels", norm)
         out = attend(q, k, v, backend=self.backend)
         out = self.to_out(rearrange(out, "n heads p d -> n p (heads d)"))
         return rearrange(out, "(b f) (h w) c -> b c f h w", b=b, h=h, w=w)

@@ -1,7 +1,7 @@
 """What a network is made of, as frozen dataclasses. `dataclasses.asdict` takes them to JSON, `from_dict` back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from ssmvdm.temporal.registry import canonical_name, check_exists
 
@@ -23,7 +23,7 @@ class TemporalConfig:
     linear_dim: hidden width of the mixers "mlp" and "glu-mlp", where None is four times the layer's width, and width
         of the gate of "gss", where None is three times; the others have none and do not look at it.
     memory: "lean" keeps the input and the first projection of a state-space layer for backward and recomputes the rest,
-        "fast" keeps more. Same numbers.
+        "fast" keeps more. Same numbers. A U-Net also takes the mode of its other parts from here, unless told its own.
     s4d_form: "scan" (a recurrence) or "fft" (as published); same numbers to rounding. Only S4D looks at it.
 
     Raises ValueError naming the field, what was expected and what came.
@@ -67,6 +67,10 @@ class UNet3DConfig:
     spatial_linear_attention: linear attention over pixels at every level (the middle always has full attention).
     spatial_heads: heads of both spatial attentions; None means temporal.heads. spatial_dim_head: features per head.
     cond_dim: width of a conditioning vector (a text embedding, say); None means unconditional.
+    memory: "lean" keeps the inputs of blocks for backward and recomputes what is cheap, "fast" leaves it to autograd.
+        Same numbers to rounding. It holds for the temporal layer too, whose own `memory` it becomes; None takes that.
+    checkpoint_levels: keep only what enters each level and run the level's forward pass again in backward: a third of
+        what "lean" alone keeps, for up to half as much time again.
 
     Raises ValueError naming the field, what was expected and what came.
     """
@@ -84,8 +88,14 @@ class UNet3DConfig:
     spatial_heads: int | None = None
     spatial_dim_head: int = 32
     cond_dim: int | None = None
+    memory: str | None = None
+    checkpoint_levels: bool = False
 
     def __post_init__(self):
+        if self.memory is None:
+            object.__setattr__(self, "memory", self.temporal.memory)
+        _check_choice("memory", self.memory, MEMORY_MODES)
+        object.__setattr__(self, "temporal", replace(self.temporal, memory=self.memory))
         object.__setattr__(self, "channel_mults", tuple(self.channel_mults))  # a list when it comes from JSON
         _check_positive(self, "channels", "base_channels", "init_kernel", "norm_groups", "spatial_dim_head")
         for name in ("out_channels", "init_channels", "spatial_heads", "cond_dim"):
@@ -95,6 +105,8 @@ class UNet3DConfig:
             raise ValueError(f"channel_mults must be positive integers, got {self.channel_mults}")
         if self.base_channels < 4 or self.base_channels % 2:
             raise ValueError(f"base_channels must be even and at least 4 (time embedding), got {self.base_channels}")
+        if not isinstance(self.checkpoint_levels, bool):
+            raise ValueError(f"checkpoint_levels must be True or False, got {self.checkpoint_levels!r}")
         if self.init_kernel % 2 == 0:
             raise ValueError(f"init_kernel must be odd, got {self.init_kernel}")
         if not _is_positive_int(self.time_linears) or self.time_linears < 2:

@@ -29,6 +29,7 @@ from ssmvdm.temporal.s4d import S4DDirection
 from ssmvdm.temporal.s6 import S6, S6Direction
 from ssmvdm.unet3d import Level, UNet3D
 from ssmvdm_kernels import BidirectionalMamba
+from ssmvdm_kernels.modules import MambaMixer
 
 MIXER_OF_VERSION = {1: "mlp", 2: "glu", 10: "gss", 20: "mamba"}
 BERT_DIM = 768  # width of the text embedding behind their use_bert_text_cond
@@ -101,6 +102,7 @@ _NAMES = {
     RelativePositionBias: {"table.": "relative_attention_bias."},
     StateSpaceLayer: {"mixer.": ""},
     BidirectionalMamba: _MAMBA,
+    MambaMixer: _MAMBA,
     MlpMixer: _CORE,
     GluMixer: _GLU,
     GluMlpMixer: _GLU,

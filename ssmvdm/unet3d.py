@@ -7,6 +7,7 @@ level on the way down, one in the middle, one per level on the way up.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssmvdm.blocks import (
     PreNormResidual,
@@ -23,20 +24,30 @@ from ssmvdm.temporal.position import RelativePositionBias
 
 
 class Level(nn.Module):
-    """One resolution: two ResBlocks, spatial attention, temporal layer. `resample` leads on to the next level."""
+    """One resolution: two ResBlocks, spatial attention, temporal layer. `resample` leads on to the next level.
+
+    On the way up, `skip` comes beside x.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, config: UNet3DConfig, embedding_dim: int, resample: nn.Module
     ):
         super().__init__()
-        self.block1 = ResBlock(in_channels, out_channels, embedding_dim, config.norm_groups)
-        self.block2 = ResBlock(out_channels, out_channels, embedding_dim, config.norm_groups)
+        self.block1 = ResBlock(in_channels, out_channels, embedding_dim, config.norm_groups, config.memory)
+        self.block2 = ResBlock(out_channels, out_channels, embedding_dim, config.norm_groups, config.memory)
         self.spatial = _spatial_linear_attention(out_channels, config)
         self.temporal = _temporal(out_channels, config)
         self.resample = resample
+        self.is_checkpointed = config.checkpoint_levels
 
-    def forward(self, x: Tensor, embedding: Tensor, **context: Tensor | None) -> Tensor:
-        x = self.block2(self.block1(x, embedding), embedding)
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None, **context: Tensor | None) -> Tensor:
+        if self.is_checkpointed and torch.is_grad_enabled():
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            return checkpoint(self._forward, x, embedding, skip, **options, **context)
+        return self._forward(x, embedding, skip, **context)
+
+    def _forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None, **context: Tensor | None) -> Tensor:
+        x = self.block2(self.block1(x, embedding, skip), embedding)
         return self.temporal(self.spatial(x), **context)
 
 
@@ -67,15 +78,15 @@ class UNet3D(nn.Module):
             Level(above, below, config, embedding_dim, downsample(below) if i < last else nn.Identity())
             for i, (above, below) in enumerate(pairs)
         )
-        self.middle_block1 = ResBlock(widths[-1], widths[-1], embedding_dim, config.norm_groups)
+        self.middle_block1 = ResBlock(widths[-1], widths[-1], embedding_dim, config.norm_groups, config.memory)
         self.middle_spatial = _spatial_attention(widths[-1], config)
         self.middle_temporal = _temporal(widths[-1], config)
-        self.middle_block2 = ResBlock(widths[-1], widths[-1], embedding_dim, config.norm_groups)
+        self.middle_block2 = ResBlock(widths[-1], widths[-1], embedding_dim, config.norm_groups, config.memory)
         self.up = nn.ModuleList(
             Level(2 * below, above, config, embedding_dim, upsample(above) if i < last else nn.Identity())
             for i, (above, below) in enumerate(reversed(pairs))
         )
-        self.output_block = ResBlock(2 * init, config.base_channels, groups=config.norm_groups)
+        self.output_block = ResBlock(2 * init, config.base_channels, groups=config.norm_groups, memory=config.memory)
         self.output_conv = nn.Conv3d(config.base_channels, config.out_channels or config.channels, 1)
 
     def forward(
@@ -112,9 +123,9 @@ class UNet3D(nn.Module):
         x = self.middle_block2(self.middle_temporal(x, **context), embedding)
 
         for level in self.up:
-            x = level(torch.cat((x, skips.pop()), dim=1), embedding, **context)
+            x = level(x, embedding, skips.pop(), **context)
             x = level.resample(x)
-        return self.output_conv(self.output_block(torch.cat((x, first), dim=1)))
+        return self.output_conv(self.output_block(x, skip=first))
 
     def guided(self, x: Tensor, t: Tensor, cond: Tensor, scale: float) -> Tensor:
         """eps_null + scale (eps_cond - eps_null): classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
@@ -163,16 +174,18 @@ class UNet3D(nn.Module):
 
 def _temporal(channels: int, config: UNet3DConfig) -> nn.Module:
     layer = build_temporal_layer(channels, config.temporal)
-    return layer if config.temporal.layer == "none" else PreNormResidual(channels, layer)
+    return layer if config.temporal.layer == "none" else PreNormResidual(channels, layer, config.memory)
 
 
 def _spatial_linear_attention(channels: int, config: UNet3DConfig) -> nn.Module:
     if not config.spatial_linear_attention:
         return nn.Identity()
     heads = config.spatial_heads or config.temporal.heads
-    return PreNormResidual(channels, SpatialLinearAttention(channels, heads, config.spatial_dim_head))
+    layer = SpatialLinearAttention(channels, heads, config.spatial_dim_head)
+    return PreNormResidual(channels, layer, config.memory)
 
 
 def _spatial_attention(channels: int, config: UNet3DConfig) -> nn.Module:
     heads, backend = config.spatial_heads or config.temporal.heads, config.temporal.attention_backend
-    return PreNormResidual(channels, SpatialAttention(channels, heads, config.spatial_dim_head, backend))
+    layer = SpatialAttention(channels, heads, config.spatial_dim_head, backend)
+    return PreNormResidual(channels, layer, config.memory)

@@ -5,16 +5,83 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssmvdm_kernels.conv import bidirectional_conv1d
-from ssmvdm_kernels.scan import bidirectional_selective_scan
+from ssmvdm_kernels import mixing
+from ssmvdm_kernels.project import project
 from ssmvdm_kernels.validation import autocast_dtype, check_choice, check_size
 
 
-class BidirectionalMamba(nn.Module):
+class MambaMixer(nn.Module):
+    """The mixer of `BidirectionalMamba` with one time direction or two; with one, only `causal` exists.
+
+    Args:
+        directions: 1, against the past only, or 2. All others are those of `BidirectionalMamba`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        states: int = 16,
+        conv_width: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        bias: bool = True,
+        memory: str = "lean",
+        directions: int = 2,
+    ) -> None:
+        super().__init__()
+        caller = type(self).__name__
+        check_choice(caller, "memory", memory, ("lean", "fast"))
+        check_choice(caller, "directions", directions, (1, 2))
+        check_size(caller, "channels", channels)
+        check_size(caller, "states", states)
+        check_size(caller, "conv_width", conv_width)
+        check_size(caller, "expand", expand)
+        inner = expand * channels
+        if dt_rank == "auto":
+            dt_rank = math.ceil(inner / 16)
+        check_size(caller, "dt_rank", dt_rank)
+        self.channels = channels
+        self.inner = inner
+        self.memory = memory
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=bias)
+        self.causal = DirectionParameters(inner, states, conv_width, dt_rank)
+        self.anticausal = DirectionParameters(inner, states, conv_width, dt_rank) if directions == 2 else None
+        self.out_proj = nn.Linear(inner, channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        name = type(self).__name__
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: x must be a torch.Tensor, but is of type {type(x).__name__}.")
+        if x.dim() < 3 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"{name}: x must have the shape (batch, {self.channels}, length, *lanes), but has {tuple(x.shape)}."
+            )
+        weight = self.in_proj.weight
+        if x.dtype != weight.dtype and autocast_dtype(x) is None:
+            raise TypeError(f"{name}: x must be {weight.dtype} like the parameters, but is {x.dtype}.")
+        return self.mix(project(x, weight, self.in_proj.bias))
+
+    def mix(self, xz: Tensor) -> Tensor:
+        """All that follows W_in, for a caller that has multiplied with `in_proj` himself: xz = W_in x, (batch,
+        2 inner, length, *lanes) -> (batch, channels, length, *lanes)."""
+        directions = [own.tensors() for own in (self.causal, self.anticausal) if own is not None]
+        arguments = (xz, directions, self.out_proj.weight, self.out_proj.bias)
+        if self.memory == "fast" or not torch.is_grad_enabled():
+            return mixing.mix(*arguments)
+        if mixing.can_be_lean(xz):
+            return mixing.mix_lean(*arguments)
+        # What the compiler and the reference backend can differentiate themselves: the same, with a second forward.
+        return checkpoint(mixing.mix, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    def extra_repr(self) -> str:
+        states, width = self.causal.A_log.shape[1], self.causal.conv_weight.shape[1]
+        return f"channels={self.channels}, states={states}, conv_width={width}, memory={self.memory!r}"
+
+
+class BidirectionalMamba(MambaMixer):
     """Bidirectional Mamba mixer: W_in, convolution, selective scan, gate, W_out, over time and for every lane.
 
         (x', z) = W_in x                                                  each (batch, inner, length, *lanes)
@@ -34,7 +101,7 @@ class BidirectionalMamba(nn.Module):
         dt_rank: rank of the projection to delta; "auto" is ceil(inner / 16).
         bias: whether W_in and W_out have a bias. The convolutions always have one.
         memory: "lean" saves only the input and the output of W_in for the backward pass and computes the rest again
-            there; "fast" keeps what lies between. The numbers are the same, bit for bit.
+            there, all but the scan; "fast" keeps what lies between. The numbers are the same, bit for bit.
 
     Parameters may be of any floating dtype; A, D and the biases of delta and of the convolutions enter the kernels in
     float32 (float64 for a float64 module).
@@ -57,60 +124,7 @@ class BidirectionalMamba(nn.Module):
         bias: bool = True,
         memory: str = "lean",
     ) -> None:
-        super().__init__()
-        caller = "BidirectionalMamba"
-        check_choice(caller, "memory", memory, ("lean", "fast"))
-        check_size(caller, "channels", channels)
-        check_size(caller, "states", states)
-        check_size(caller, "conv_width", conv_width)
-        check_size(caller, "expand", expand)
-        inner = expand * channels
-        if dt_rank == "auto":
-            dt_rank = math.ceil(inner / 16)
-        check_size(caller, "dt_rank", dt_rank)
-        self.channels = channels
-        self.inner = inner
-        self.memory = memory
-        self.in_proj = nn.Linear(channels, 2 * inner, bias=bias)
-        self.causal = DirectionParameters(inner, states, conv_width, dt_rank)
-        self.anticausal = DirectionParameters(inner, states, conv_width, dt_rank)
-        self.out_proj = nn.Linear(inner, channels, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"BidirectionalMamba: x must be a torch.Tensor, but is of type {type(x).__name__}.")
-        if x.dim() < 3 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"BidirectionalMamba: x must have the shape (batch, {self.channels}, length, *lanes), "
-                f"but has {tuple(x.shape)}."
-            )
-        weight = self.in_proj.weight
-        if x.dtype != weight.dtype and autocast_dtype(x) is None:
-            raise TypeError(f"BidirectionalMamba: x must be {weight.dtype} like the parameters, but is {x.dtype}.")
-        xz = _project(x, weight, self.in_proj.bias)  # (batch, 2 inner, length, *lanes)
-        if self.memory == "lean" and torch.is_grad_enabled():
-            return checkpoint(self._mix, xz, use_reentrant=False, preserve_rng_state=False)
-        return self._mix(xz)
-
-    def _mix(self, xz: Tensor) -> Tensor:
-        x, z = xz.chunk(2, dim=1)
-        ahead, back = self.causal, self.anticausal
-        u, u_b = bidirectional_conv1d(
-            x, _wide(ahead.conv_weight), _wide(ahead.conv_bias),
-            weight_b=_wide(back.conv_weight), bias_b=_wide(back.conv_bias),
-        )  # fmt: skip
-        delta, B, C = ahead.modulate(u)
-        delta_b, B_b, C_b = back.modulate(u_b)
-        y = bidirectional_selective_scan(
-            u, delta, ahead.A(), B, C, _wide(ahead.D), z, _wide(ahead.dt_bias), True,
-            u_b=u_b, delta_b=delta_b, A_b=back.A(), B_b=B_b, C_b=C_b,
-            D_b=_wide(back.D), delta_bias_b=_wide(back.dt_bias), merge="sum",
-        )  # fmt: skip
-        return _project(y, self.out_proj.weight, self.out_proj.bias)
-
-    def extra_repr(self) -> str:
-        states, width = self.causal.A_log.shape[1], self.causal.conv_weight.shape[1]
-        return f"channels={self.channels}, states={states}, conv_width={width}, memory={self.memory!r}"
+        super().__init__(channels, states, conv_width, expand, dt_rank, bias, memory, directions=2)
 
 
 class DirectionParameters(nn.Module):
@@ -144,36 +158,11 @@ class DirectionParameters(nn.Module):
         self.A_log.copy_(torch.arange(1, states + 1, device=self.A_log.device).log().expand_as(self.A_log))
         nn.init.ones_(self.D)
 
-    def modulate(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """delta (batch, inner, length, *lanes) before bias and softplus; B and C (batch, states, length, *lanes)."""
-        dt_low, B, C = _project(u, self.x_proj.weight).split(self.sizes, dim=1)
-        return _project(dt_low, self.dt_proj.weight), B, C
+    def tensors(self) -> mixing.Direction:
+        """The parameters as the functions of `mixing` take them."""
+        return mixing.Direction(
+            self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight, self.dt_bias, self.A_log, self.D
+        )
 
     def A(self) -> Tensor:
-        return -torch.exp(_wide(self.A_log))  # (inner, states)
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    """The dtype in which the kernels take parameters."""
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Linear map over the channels of (batch, channels, length, *lanes), in the layout that x has.
-
-    Videos are multiplied from the left, weight (out, in) times (in, length * lanes), where PyTorch's own matmul of
-    these shapes would copy the video to fold the batch into one product. Two cases do fold: channels that are
-    contiguous, for which that is a view, and sequences shorter than their width, whose copy is smaller than the weight
-    gradients, one per batch element, that the product from the left would sum.
-    """
-    columns = x.flatten(2)  # (batch, in, tokens)
-    batch, width, tokens = columns.shape
-    if columns.stride(1) == 1 or (batch > 1 and tokens < width):
-        y = F.linear(columns.transpose(1, 2), weight, bias).transpose(1, 2)
-    elif batch == 1:
-        product = weight @ columns[0] if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns[0])
-        y = product.unsqueeze(0)
-    else:
-        weights = weight.expand(batch, *weight.shape)
-        y = torch.bmm(weights, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), weights, columns)
-    return y.unflatten(2, x.shape[2:])
+        return -torch.exp(mixing.wide(self.A_log))  # (inner, states)

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ssmvdm import lean
 from ssmvdm.temporal.position import apply_rotary
 from ssmvdm.temporal.registry import register
 
@@ -89,8 +90,10 @@ class TemporalAttention(nn.Module):
 
     forward(x, position_bias=None, focus_present=None): position_bias (heads, f, f) is added to the scores;
     focus_present (b,) bool marks samples whose frames see only themselves (Ho et al., Video Diffusion Models,
-    section 3: joint training on images).
+    section 3: joint training on images). With `norm` it is the attention of norm(x), keeping x in its place.
     """
+
+    absorbs_norm = True
 
     def __init__(self, channels: int, heads: int = 8, dim_head: int = 64, rotary: bool = True, backend: str = "sdpa"):
         super().__init__()
@@ -98,9 +101,15 @@ class TemporalAttention(nn.Module):
         self.to_qkv = nn.Linear(channels, 3 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, channels, bias=False)
 
-    def forward(self, x: Tensor, position_bias: Tensor | None = None, focus_present: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        position_bias: Tensor | None = None,
+        focus_present: Tensor | None = None,
+        norm: nn.Module | None = None,
+    ) -> Tensor:
         b, _, _, h, w = x.shape
-        q, k, v = frame_heads(x, self.to_qkv.weight, self.heads, self.rotary)
+        q, k, v = frame_heads(x, self.to_qkv.weight, self.heads, self.rotary, norm)
         out = attend(q, k, v, position_bias, self.backend)
         if focus_present is not None:
             # The softmax over a single frame is 1: a sample that sees only itself gets its own value, exactly.
@@ -110,19 +119,32 @@ class TemporalAttention(nn.Module):
         return rearrange(out, "(b h w) f c -> b c f h w", b=b, h=h, w=w)
 
 
-def project_heads(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, each (batch, heads, tokens, dim_head), of x (batch, tokens, channels) and a joint weight.
+ROWS = {"frames": "b c f h w -> (b h w) f c", "pixels": "b c f h w -> (b f) (h w) c"}
+
+
+def project_heads(
+    x: Tensor, weight: Tensor, heads: int, along: str, norm: nn.Module | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of x (b, c, f, h, w), or of norm(x), and a joint weight: each (rows, heads, tokens, dim_head), where
+    tokens are the "frames" of a pixel or the "pixels" of a frame.
 
     Three products and not one: a value that is a slice of a joint result would keep all of it alive for backward.
     """
-    q, k, v = (rearrange(F.linear(x, part), "n f (heads d) -> n heads f d", heads=heads) for part in weight.chunk(3))
+    if norm is None:
+        rows = rearrange(x, ROWS[along]).contiguous()
+        parts = tuple(F.linear(rows, part) for part in weight.chunk(3))
+    else:
+        parts = lean.norm_heads(x, norm.gain, norm.eps, weight, along)
+    q, k, v = (rearrange(part, "n f (heads d) -> n heads f d", heads=heads) for part in parts)
     return q, k, v
 
 
-def frame_heads(x: Tensor, weight: Tensor, heads: int, rotary: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v over the frames of each pixel, each (b h w, heads, f, dim_head), of x (b, c, f, h, w); q and k turned
-    by the rotary embedding if asked for."""
-    q, k, v = project_heads(rearrange(x, "b c f h w -> (b h w) f c").contiguous(), weight, heads)
+def frame_heads(
+    x: Tensor, weight: Tensor, heads: int, rotary: bool, norm: nn.Module | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v over the frames of each pixel, each (b h w, heads, f, dim_head), of x (b, c, f, h, w) or of norm(x); q
+    and k turned by the rotary embedding if asked for."""
+    q, k, v = project_heads(x, weight, heads, "frames", norm)
     return (apply_rotary(q), apply_rotary(k), v) if rotary else (q, k, v)
 
 

@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssmvdm.lean import norm_project
 from ssmvdm.temporal.pointwise import Pointwise, wide
 from ssmvdm.temporal.registry import register
 from ssmvdm.temporal.s4d import S4D
 from ssmvdm.temporal.s6 import S6
 from ssmvdm_kernels import BidirectionalMamba, bidirectional_conv1d, causal_conv1d
+from ssmvdm_kernels.modules import MambaMixer
 
 if TYPE_CHECKING:
     from ssmvdm.config import TemporalConfig
@@ -41,6 +43,8 @@ GSS_EXPAND = 3  # that of GSS, and of the published S4D layers
 class Mixer(nn.Module):
     """mix(*project(x)), with project and mix the mixer's own: (b, channels, f, h, w) -> same shape.
 
+    With a norm it is the mixer of norm(x), keeping x in its place.
+
     memory "lean" keeps for backward what `project` returns, and what that itself needs, and computes `mix` again there;
     "fast" keeps what lies between. The numbers are the same, bit for bit.
     """
@@ -51,14 +55,14 @@ class Mixer(nn.Module):
         super().__init__()
         self.memory = memory
 
-    def forward(self, x: Tensor) -> Tensor:
-        projected = self.project(x)
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        projected = self.project(x, norm)
         if self.memory == "lean" and torch.is_grad_enabled():
             return checkpoint(self.mix, *projected, use_reentrant=False, preserve_rng_state=False)
         return self.mix(*projected)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x,)
+    def project(self, x: Tensor, norm: nn.Module | None) -> tuple:
+        return x, norm
 
 
 class MlpMixer(Mixer):
@@ -71,7 +75,8 @@ class MlpMixer(Mixer):
         self.fc1 = Pointwise(directions * channels, hidden)
         self.fc2 = Pointwise(hidden, channels)
 
-    def mix(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        x = x if norm is None else norm(x)
         return self.fc2(F.gelu(self.fc1(F.gelu(self.core(x, merge="cat")))))
 
 
@@ -87,7 +92,8 @@ class GluMixer(Mixer):
         self.causal_out = Pointwise(channels, 2 * channels)
         self.anticausal_out = Pointwise(channels, 2 * channels) if directions == 2 else None
 
-    def mix(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        x = x if norm is None else norm(x)
         y, *y_b = (self.core.activation(y) for y in self.core(x, merge="none"))
         out = F.glu(self.causal_out(y), dim=1)
         for y in y_b:
@@ -104,8 +110,8 @@ class GluMlpMixer(GluMixer):
         self.fc1 = Pointwise(channels, hidden)
         self.fc2 = Pointwise(hidden, channels)
 
-    def mix(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(super().mix(x))))
+    def mix(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(super().mix(x, norm))))
 
 
 class GssMixer(Mixer):
@@ -127,9 +133,9 @@ class GssMixer(Mixer):
         self.product_proj = Pointwise(channels, wide_channels)
         self.out_proj = Pointwise(wide_channels, channels)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+    def project(self, x: Tensor, norm: nn.Module | None) -> tuple[Tensor, ...]:
         layers = (self.shortcut, self.causal_in, self.anticausal_in)
-        return tuple(layer(x) for layer in layers if layer is not None)
+        return tuple(layer(x, norm) for layer in layers if layer is not None)
 
     def mix(self, shortcut: Tensor, *inputs: Tensor) -> Tensor:
         y, *y_b = self.core(*(F.gelu(u) for u in inputs), merge="none")
@@ -154,8 +160,8 @@ class GatedConvMixer(Mixer):
         self.core = core(inner)
         self.out_proj = Pointwise(inner, channels)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.in_proj(x),)
+    def project(self, x: Tensor, norm: nn.Module | None) -> tuple[Tensor, ...]:
+        return (self.in_proj(x, norm),)
 
     def mix(self, xz: Tensor) -> Tensor:
         x, z = xz.chunk(2, dim=1)
@@ -182,15 +188,29 @@ class DepthwiseFilter(nn.Module):
 class StateSpaceLayer(nn.Module):
     """A mixer as a temporal layer of the U-Net: (b, c, f, h, w) -> same shape.
 
-    Height and width are the scan's lanes. It takes no position input.
+    Height and width are the scan's lanes. It takes no position input. With `norm` it is the layer of norm(x), keeping x
+    in its place.
     """
+
+    absorbs_norm = True
 
     def __init__(self, mixer: nn.Module):
         super().__init__()
         self.mixer = mixer
 
-    def forward(self, x: Tensor, position_bias: Tensor | None = None, focus_present: Tensor | None = None) -> Tensor:
-        return self.mixer(x)
+    def forward(
+        self,
+        x: Tensor,
+        position_bias: Tensor | None = None,
+        focus_present: Tensor | None = None,
+        norm: nn.Module | None = None,
+    ) -> Tensor:
+        if norm is None:
+            return self.mixer(x)
+        if isinstance(self.mixer, Mixer):
+            return self.mixer(x, norm)
+        first = self.mixer.in_proj
+        return self.mixer.mix(norm_project(x, norm.gain, norm.eps, first.weight, first.bias))
 
 
 MIXERS: dict[str, Callable[..., Mixer]] = {
@@ -207,8 +227,11 @@ def _register(layer: str, mixer: str) -> None:
 
     @register(layer, mixer)
     def _build(channels: int, config: TemporalConfig) -> nn.Module:
-        if (layer, mixer) == ("bi-s6", "mamba"):
-            return StateSpaceLayer(BidirectionalMamba(channels, states=config.states, memory=config.memory))
+        if mixer == "mamba" and layer.endswith("s6"):
+            options = {"states": config.states, "memory": config.memory}
+            if directions == 2:
+                return StateSpaceLayer(BidirectionalMamba(channels, **options))
+            return StateSpaceLayer(MambaMixer(channels, directions=1, **options))
         core: Core
         if layer.endswith("s4d"):
             core = partial(S4D, states=config.states, directions=directions, form=config.s4d_form)

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from ssmvdm_kernels.modules import _project as project
-from ssmvdm_kernels.modules import _wide as wide
+from ssmvdm.lean import norm_project
+from ssmvdm_kernels.mixing import wide
+from ssmvdm_kernels.project import project
 
 __all__ = ["Pointwise", "project", "wide"]
 
@@ -11,8 +12,11 @@ __all__ = ["Pointwise", "project", "wide"]
 class Pointwise(nn.Linear):
     """y_t = W x_t + bias for every frame and pixel: (b, in, f, h, w) -> (b, out, f, h, w), nothing permuted or copied.
 
-    The parameters, their names and their initialisation are those of `torch.nn.Linear`.
+    With a norm, y_t = W norm(x_t) + bias, keeping x in the place of norm(x). The parameters, their names and their
+    initialisation are those of `torch.nn.Linear`.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return project(x, self.weight, self.bias)
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        if norm is None:
+            return project(x, self.weight, self.bias)
+        return norm_project(x, norm.gain, norm.eps, self.weight, self.bias)

@@ -20,6 +20,7 @@ class Backend(ABC):
     """
 
     name: str
+    has_operators = False  # whether it computes with the operators `ssmvdm::*`, or else with plain tensor code
 
     @abstractmethod
     def missing(self) -> str | None:

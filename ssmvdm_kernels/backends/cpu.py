@@ -11,6 +11,7 @@ from ssmvdm_kernels.backends.base import Backend
 
 class CpuBackend(Backend):
     name = "cpu"
+    has_operators = True
 
     def missing(self) -> str | None:
         if ops.cpu_extension_error is None:

@@ -1,5 +1,7 @@
 """Saved bytes are counted exactly: by hand on small graphs, and against the authors' network at the paper's setting."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -63,9 +65,10 @@ def test_the_paper_setting_agrees_with_the_authors_code(name):
     """To the two decimals that their figures are given in, and one more in the last place: the fused kernel of the
     middle's spatial attention saves a little less than theirs."""
     published = next(p for p in PUBLISHED if p.layer == name)
-    offered = bytes_offered(Network.paper(), name, 64)
+    fast = replace(Network.paper(), memory="fast")
+    offered = bytes_offered(fast, name, 64)
     assert offered / GIB == pytest.approx(published.saved_gib[64], abs=0.015)
-    count = network_saved_bytes(Network.paper(), layer_named(name), 64)
+    count = network_saved_bytes(fast, layer_named(name), 64)
     assert count["saved_bytes"] <= offered
     assert 170e6 < count["parameters"] < 176e6
 
@@ -74,7 +77,7 @@ def test_the_paper_setting_agrees_with_the_authors_code(name):
 def test_ours_at_the_paper_setting_keeps_less_than_the_authors_and_is_linear(name):
     published = next(p for p in PUBLISHED if p.layer == name).saved_gib
     short, long = (network_saved_bytes(Network.paper(), layer_named(name), frames) for frames in (64, 256))
-    assert short["saved_bytes"] / GIB < 0.7 * published[64]
-    assert long["saved_bytes"] / GIB < 0.7 * published[256]
+    assert short["saved_bytes"] / GIB < 0.2 * published[64]
+    assert long["saved_bytes"] / GIB < 0.2 * published[256]
     assert long["saved_bytes"] == pytest.approx(4 * short["saved_bytes"], rel=0.01)
     assert 172e6 < short["parameters"] < 176e6

@@ -5,13 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ssmvdm_kernels import BidirectionalMamba, available_backends, selective_scan
+from ssmvdm_kernels import BidirectionalMamba, available_backends, mixing, ops, selective_scan
+from ssmvdm_kernels.modules import MambaMixer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*only the slow reference:RuntimeWarning")
 
 
-def made(channels=6, seed=0, dtype=torch.float32, **options):
+def made(channels=6, seed=0, dtype=torch.float32, directions=2, **options):
     torch.manual_seed(seed)
+    if directions == 1:
+        return MambaMixer(channels, directions=1, **options).to(dtype)
     return BidirectionalMamba(channels, **options).to(dtype)
 
 
@@ -20,7 +23,7 @@ def video(shape=(2, 6, 5, 3, 2), seed=1, dtype=torch.float32):
 
 
 def as_published(module, x):
-    """The mixer as the paper's code arranges it: (batch, channels, length), flips around the reverse half."""
+    """The mixer as the paper's code arranges it: (batch, channels, length), flips around the reverse half if any."""
     batch, channels, length, *lanes = x.shape
     rows = x.movedim((1, 2), (-2, -1)).reshape(-1, channels, length)
     x_, z = F.linear(rows.mT, module.in_proj.weight, module.in_proj.bias).mT.chunk(2, 1)
@@ -32,7 +35,10 @@ def as_published(module, x):
         delta = own.dt_proj(dt.mT).mT
         return selective_scan(u, delta, -own.A_log.exp(), B, C, own.D, None, own.dt_bias, True, backend="reference")
 
-    y = (s6(x_, module.causal) + s6(x_.flip(2), module.anticausal).flip(2)) * F.silu(z)
+    y = s6(x_, module.causal)
+    if module.anticausal is not None:
+        y = y + s6(x_.flip(2), module.anticausal).flip(2)
+    y = y * F.silu(z)
     out = F.linear(y.mT, module.out_proj.weight, module.out_proj.bias).mT
     return out.unflatten(0, (batch, *lanes)).movedim((-2, -1), (1, 2)) if lanes else out
 
@@ -40,25 +46,62 @@ def as_published(module, x):
 def outcome(module, x):
     """Output, input gradient and parameter gradients of one weighted sum."""
     x = x.detach().requires_grad_()
-    y = module(x) if isinstance(module, BidirectionalMamba) else module[1](module[0], x)
-    model = module if isinstance(module, BidirectionalMamba) else module[0]
+    y = module(x) if isinstance(module, MambaMixer) else module[1](module[0], x)
+    model = module if isinstance(module, MambaMixer) else module[0]
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
     return y, *torch.autograd.grad((y * weights).sum(), (x, *model.parameters()))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 5), (1, 6, 9, 4), (2, 6, 5, 3, 2), (2, 6, 1, 2), (3, 6, 7, 1)])
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
-def test_is_the_published_mixer(shape, bias):
-    module, x = made(dtype=torch.float64, bias=bias), video(shape, dtype=torch.float64)
+def test_is_the_published_mixer(shape, bias, directions):
+    module, x = made(dtype=torch.float64, bias=bias, directions=directions), video(shape, dtype=torch.float64)
     torch.testing.assert_close(outcome(module, x), outcome((module, as_published), x))
 
 
+@pytest.mark.parametrize("operators", [True, False], ids=["formula", "checkpoint"])
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 6, 16, 4, 4), (2, 6, 16, 4, 4), (3, 6, 5)])
-def test_lean_and_fast_memory_agree_bit_for_bit(shape, dtype):
-    lean, fast = (made(dtype=dtype, memory=memory) for memory in ("lean", "fast"))
+@pytest.mark.parametrize("shape", [(1, 6, 16, 4, 4), (2, 6, 16, 4, 4), (3, 6, 5), (1, 32, 40, 9, 5)])
+def test_lean_and_fast_memory_agree_bit_for_bit(shape, dtype, directions, operators, monkeypatch):
+    """By the formula, and by checkpointing where a backend lacks its operators."""
+    if not operators:
+        monkeypatch.setattr(mixing, "can_be_lean", lambda x: False)
+    lean, fast = (made(shape[1], dtype=dtype, memory=memory, directions=directions) for memory in ("lean", "fast"))
     results = (outcome(module, video(shape, dtype=dtype)) for module in (lean, fast))
     assert all(torch.equal(got, expected) for got, expected in zip(*results, strict=True))
+
+
+class CountScans(torch.utils._python_dispatch.TorchDispatchMode):
+    """Calls of the scan's operators in its scope."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = self.backward = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.forward += function is ops.scan_forward
+        self.backward += function is ops.scan_backward
+        return function(*arguments, **(options or {}))
+
+
+def test_the_lean_backward_pass_runs_no_forward_scan():
+    module, x = made(), video().to("meta").requires_grad_()
+    with CountScans() as scans:
+        y = module.to("meta")(x)
+        assert (scans.forward, scans.backward) == (1, 0)
+        y.sum().backward()
+    assert (scans.forward, scans.backward) == (1, 1)
+
+
+def test_a_second_derivative_of_the_lean_form_is_refused_in_words():
+    if "cpu" not in available_backends():
+        pytest.skip("the cpu extension is not built, and the reference can be differentiated twice")
+    x = video().requires_grad_()
+    (dx,) = torch.autograd.grad(made()(x).square().sum(), x, create_graph=True)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"twice|reference"):
+        dx.sum().backward()
 
 
 def saved_elements(module, x):
@@ -149,6 +192,31 @@ def test_initial_values_are_mambas():
         assert own.dt_proj.weight.abs().max() <= 8**-0.5
         assert own.conv_weight.abs().max() <= 0.5
     assert not torch.equal(module.causal.x_proj.weight, module.anticausal.x_proj.weight)
+
+
+def test_one_direction_owns_one_set_of_parameters_and_sees_the_past_only():
+    module, x = made(directions=1), video()
+    names = {name for name, _ in module.named_parameters()}
+    assert names == {n for n, _ in made().named_parameters() if not n.startswith("anticausal")}
+    changed = x.clone()
+    changed[:, :, 2] += 1
+    is_changed = (module(changed) != module(x)).any(dim=(0, 1, 3, 4))
+    assert is_changed.tolist() == [False, False, True, True, True]
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="MambaMixer: directions must be one of 1, 2, but is 3"):
+        MambaMixer(6, directions=3)
+
+
+def test_autocast_agrees_between_memory_modes_bit_for_bit():
+    found = []
+    for mode in ("fast", "lean"):
+        module, x = made(memory=mode), video().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(x)
+        found.append((y, *torch.autograd.grad(y.float().square().sum(), (x, *module.parameters()))))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("memory", ["lean", "fast"])

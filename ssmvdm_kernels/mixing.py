@@ -1,0 +1,172 @@
+"""The Mamba mixer between its two outer projections, as functions: convolution, modulation, scan, gate, W_out.
+
+`mix` leaves the derivative to autograd. `mix_lean` is the same numbers under one autograd formula that saves the output
+of W_in and nothing else. Its backward pass computes what precedes the scan again, but not the scan: the backward kernel
+walks the states in any case and hands out the scan's result with the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ssmvdm_kernels import backends, ops, validation
+from ssmvdm_kernels.ops import BOTH, FORWARD, SUM, ConvTensors, ScanTensors
+from ssmvdm_kernels.project import bias_gradient, product, project, weight_gradient
+
+
+class Direction(NamedTuple):
+    """The parameters that one time direction of the mixer owns, in any floating dtype."""
+
+    conv_weight: Tensor  # (inner, width)
+    conv_bias: Tensor  # (inner,)
+    x_proj: Tensor  # (rank + 2 states, inner)
+    dt_proj: Tensor  # (inner, rank)
+    dt_bias: Tensor  # (inner,)
+    A_log: Tensor  # (inner, states)
+    D: Tensor  # (inner,)
+
+    def split(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """dt_low, B and C of the output of x_proj."""
+        rank, states = self.dt_proj.shape[1], self.A_log.shape[1]
+        return projected.split((rank, states, states), dim=1)
+
+
+class _Inputs(NamedTuple):
+    """What stands between W_in and the scan."""
+
+    conv: ConvTensors
+    dt_low: list[Tensor]  # per direction, (batch, rank, length, *lanes)
+    scan: ScanTensors
+
+
+def mix(xz: Tensor, directions: Sequence[Direction], out_weight: Tensor, out_bias: Tensor | None) -> Tensor:
+    """W_out ((scan(u_f) + reverse_scan(u_b)) * silu(z)) of xz (batch, 2 inner, length, *lanes) = W_in x.
+
+    directions: one (causal) or two (causal, anticausal). Differentiable as its backend is.
+    """
+    scan = _inputs(xz, directions).scan
+    y, _ = _backend(scan.u).scan(scan, _way(directions), SUM, True, False)
+    return project(y, out_weight, out_bias)
+
+
+def mix_lean(xz: Tensor, directions: Sequence[Direction], out_weight: Tensor, out_bias: Tensor | None) -> Tensor:
+    """`mix`, keeping only xz for the backward pass. Differentiable once. Compiled backends only."""
+    return _LeanMix.apply(xz, out_weight, out_bias, *(tensor for own in directions for tensor in own))
+
+
+def can_be_lean(x: Tensor) -> bool:
+    """Whether `mix_lean` can be called: the backend that takes sequences like x has the operators that it needs, and
+    no compiler is to trace its formula."""
+    return _backend(x).has_operators and not torch.compiler.is_compiling()
+
+
+class _LeanMix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, xz, out_weight, out_bias, *parameters):
+        ctx.save_for_backward(xz, out_weight, out_bias, *parameters)
+        ctx.low = validation.autocast_dtype(xz)
+        return mix(xz, _directions(parameters), out_weight, out_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        xz, out_weight, out_bias, *parameters = ctx.saved_tensors
+        directions = _directions(parameters)
+        with _autocast(xz.device.type, ctx.low):
+            inputs = _inputs(xz, directions)
+        with _autocast(xz.device.type, None):
+            dy = product(dout, out_weight.to(dout.dtype).t())
+            gradients, y = _scan_gradients(dy, inputs.scan, _way(directions))
+            dout_weight = weight_gradient(dout, y).to(out_weight.dtype)
+            dout_bias = None if out_bias is None else bias_gradient(dout).to(out_bias.dtype)
+            del dy, y, dout
+            dxz, dparameters = _input_gradients(inputs, gradients, directions)
+        return dxz.to(xz.dtype), dout_weight, dout_bias, *dparameters
+
+
+def _directions(parameters: Sequence[Tensor]) -> list[Direction]:
+    size = len(Direction._fields)
+    return [Direction(*parameters[start : start + size]) for start in range(0, len(parameters), size)]
+
+
+def _way(directions: Sequence[Direction]) -> int:
+    return BOTH if len(directions) == 2 else FORWARD
+
+
+def _backend(x: Tensor):
+    return backends.select("MambaMixer", x, "auto")
+
+
+def _autocast(device_type: str, low: torch.dtype | None):
+    """Autocast to `low`, or none for None, whatever holds where backward is called."""
+    if low is not None:
+        return torch.autocast(device_type, low)
+    is_on = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if is_on else nullcontext()
+
+
+def _inputs(xz: Tensor, directions: Sequence[Direction]) -> _Inputs:
+    x, z = xz.chunk(2, dim=1)
+    ahead, *rest = directions
+    back = rest[0] if rest else None
+    conv = ConvTensors(x, wide(ahead.conv_weight), wide(ahead.conv_bias))
+    if back:
+        conv = conv._replace(weight_b=wide(back.conv_weight), bias_b=wide(back.conv_bias))
+    conv = validation.prepare_conv1d("MambaMixer", conv)
+    us = _backend(conv.x).conv1d(conv, _way(directions), True)[: len(directions)]
+
+    dt_low, per_direction = [], []
+    for own, u in zip(directions, us, strict=True):
+        low, B, C = own.split(project(u, own.x_proj))
+        dt_low.append(low)
+        delta = project(low, own.dt_proj)
+        per_direction.append((u, delta, -torch.exp(wide(own.A_log)), B, C, wide(own.D), wide(own.dt_bias)))
+    u, delta, A, B, C, D, dt_bias = per_direction[0]
+    scan = ScanTensors(u, delta, A, B, C, D, z, dt_bias)
+    if back:
+        names = ("u_b", "delta_b", "A_b", "B_b", "C_b", "D_b", "delta_bias_b")
+        scan = scan._replace(**dict(zip(names, per_direction[1], strict=True)))
+    return _Inputs(conv, dt_low, validation.prepare_scan("MambaMixer", scan))
+
+
+def _scan_gradients(dy: Tensor, scan: ScanTensors, way: int) -> tuple[ScanTensors, Tensor]:
+    """Gradients of all that the scan was given, and its output."""
+    needs = sum(1 << index for index, tensor in enumerate(scan) if tensor is not None)
+    *gradients, y = ops.scan_backward(dy, None, *scan, way, SUM, True, needs | ops.NEEDS_Y)
+    return ScanTensors(*gradients), y
+
+
+def _input_gradients(
+    inputs: _Inputs, gradients: ScanTensors, directions: Sequence[Direction]
+) -> tuple[Tensor, list[Tensor]]:
+    """From the scan's gradients to those of xz and of the parameters of all directions."""
+    scan, conv, way = inputs.scan, inputs.conv, _way(directions)
+    dus, dprojections = [], []
+    for own, suffix, dt_low in zip(directions, ("", "_b"), inputs.dt_low, strict=False):
+        u, A = getattr(scan, f"u{suffix}"), getattr(scan, f"A{suffix}")
+        du, ddelta, dA, dB, dC, dD, dbias = (
+            getattr(gradients, f"{name}{suffix}") for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+        )
+        ddt_low = product(ddelta, own.dt_proj.to(ddelta.dtype).t())
+        dprojected = torch.cat((ddt_low, dB, dC), dim=1)
+        dus.append(du.add_(product(dprojected, own.x_proj.to(u.dtype).t())))
+        dprojections.append((weight_gradient(dprojected, u), weight_gradient(ddelta, dt_low), dbias, dA * A, dD))
+    dus += [dus[0].new_empty((0,))] * (2 - len(dus))
+    needs = sum(1 << index for index, tensor in enumerate(conv) if tensor is not None)
+    dx, *dfilters = ops.conv1d_backward(*dus, *conv, way, True, needs)
+    dparameters: list[Tensor] = []
+    for index, own in enumerate(directions):
+        dfilter, dprojection = dfilters[2 * index : 2 * index + 2], dprojections[index]
+        dparameters += [d.to(p.dtype) for d, p in zip((*dfilter, *dprojection), own, strict=True)]
+    return torch.cat((dx, gradients.z), dim=1), dparameters
+
+
+def wide(parameter: Tensor) -> Tensor:
+    """The parameter in the dtype in which the kernels take parameters."""
+    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
