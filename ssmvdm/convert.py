@@ -26,10 +26,10 @@ from ssmvdm.temporal.mixers import (
 )
 from ssmvdm.temporal.position import RelativePositionBias, rotary_dim, rotary_frequencies
 from ssmvdm.temporal.s4d import S4DDirection
-from ssmvdm.temporal.s6 import S6, S6Direction
+from ssmvdm.temporal.s6 import S6
 from ssmvdm.unet3d import Level, UNet3D
 from ssmvdm_kernels import BidirectionalMamba
-from ssmvdm_kernels.modules import MambaMixer
+from ssmvdm_kernels.modules import MambaMixer, S6Parameters
 
 MIXER_OF_VERSION = {1: "mlp", 2: "glu", 10: "gss", 20: "mamba"}
 BERT_DIM = 768  # width of the text embedding behind their use_bert_text_cond
@@ -123,7 +123,7 @@ _NAMES = {
         "anticausal_conv.": "conv_rev.",
         **_CORE,
     },
-    S6Direction: {"dt_bias": "dt_proj.bias"},
+    S6Parameters: {"dt_bias": "dt_proj.bias"},
     S4DDirection: {name: f"kernel.{name}" for name in ("log_dt", "log_A_real", "A_imag", "C")},
 }
 

@@ -127,29 +127,25 @@ class BidirectionalMamba(MambaMixer):
         super().__init__(channels, states, conv_width, expand, dt_rank, bias, memory, directions=2)
 
 
-class DirectionParameters(nn.Module):
-    """What one time direction of the mixer owns: its depthwise filter and its S6 parameters.
+class S6Parameters(nn.Module):
+    """What one time direction of S6 owns: the projections of its input to delta, B and C, and A and D.
 
     Initialised as in Mamba: A = -(1..states), D = 1, W_dt uniform in +-rank^-1/2, and a bias that makes
     softplus(dt_bias) log-uniform in [1e-3, 1e-1], floored at 1e-4.
     """
 
-    def __init__(self, inner: int, states: int, conv_width: int, dt_rank: int) -> None:
+    def __init__(self, channels: int, states: int, dt_rank: int) -> None:
         super().__init__()
         self.sizes = (dt_rank, states, states)
-        self.conv_weight = nn.Parameter(torch.empty(inner, conv_width))
-        self.conv_bias = nn.Parameter(torch.empty(inner))
-        self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
-        self.dt_proj = nn.Linear(dt_rank, inner, bias=False)
-        self.dt_bias = nn.Parameter(torch.empty(inner))
-        self.A_log = nn.Parameter(torch.empty(inner, states))
-        self.D = nn.Parameter(torch.empty(inner))
+        self.x_proj = nn.Linear(channels, sum(self.sizes), bias=False)
+        self.dt_proj = nn.Linear(dt_rank, channels, bias=False)
+        self.dt_bias = nn.Parameter(torch.empty(channels))
+        self.A_log = nn.Parameter(torch.empty(channels, states))
+        self.D = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        for parameter in (self.conv_weight, self.conv_bias):
-            nn.init.uniform_(parameter, -(self.conv_weight.shape[1] ** -0.5), self.conv_weight.shape[1] ** -0.5)
         self.x_proj.reset_parameters()
         rank, states = self.sizes[:2]
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
@@ -158,11 +154,21 @@ class DirectionParameters(nn.Module):
         self.A_log.copy_(torch.arange(1, states + 1, device=self.A_log.device).log().expand_as(self.A_log))
         nn.init.ones_(self.D)
 
+    def A(self) -> Tensor:
+        return -torch.exp(mixing.wide(self.A_log))  # (channels, states)
+
+
+class DirectionParameters(S6Parameters):
+    """What one time direction of the Mamba mixer owns: its depthwise filter, uniform in +-width^-1/2, and its S6."""
+
+    def __init__(self, inner: int, states: int, conv_width: int, dt_rank: int) -> None:
+        super().__init__(inner, states, dt_rank)
+        bound = conv_width**-0.5
+        self.conv_weight = nn.Parameter(torch.empty(inner, conv_width).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
+
     def tensors(self) -> mixing.Direction:
         """The parameters as the functions of `mixing` take them."""
         return mixing.Direction(
             self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight, self.dt_bias, self.A_log, self.D
         )
-
-    def A(self) -> Tensor:
-        return -torch.exp(mixing.wide(self.A_log))  # (inner, states)
