@@ -49,8 +49,8 @@ def temporal_layer(layer: nn.Module, x: Tensor, position_bias: Tensor | None = N
         y = _attention(sequences, weights, layer.heads, bias)
     elif kind == "TemporalLinearAttention":
         y = _linear_attention(sequences, weights, layer.heads)
-    elif kind == "BidirectionalMamba":
-        y = _bidirectional_mamba(sequences, weights)
+    elif kind == "StateSpaceLayer":
+        y = _state_space_layer(sequences, layer, weights)
     else:
         raise TypeError(f"no plain form of temporal layer {kind}")
     b, _, f, h, w = x.shape
@@ -94,19 +94,102 @@ def _linear_attention(x: Tensor, weights: dict, heads: int) -> Tensor:
     return _merge_heads((q @ k.transpose(-1, -2)) @ v, weights)
 
 
-def _bidirectional_mamba(x: Tensor, weights: dict) -> Tensor:
-    """Two causal passes with flips between, as the paper's code runs it."""
-    x, z = (x @ weights["in_proj.weight"].T + weights["in_proj.bias"]).transpose(1, 2).chunk(2, dim=1)  # (n, d, f)
-    y = _direction(x, z, weights, "causal") + _direction(x.flip(-1), z.flip(-1), weights, "anticausal").flip(-1)
-    return y.transpose(1, 2) @ weights["out_proj.weight"].T + weights["out_proj.bias"]
+# -- state-space layers, on sequences (n, d, f), with flips in time as the paper's code runs them ----------------------
 
 
-def _direction(x: Tensor, z: Tensor, weights: dict, name: str) -> Tensor:
-    own = {key.removeprefix(name + "."): value for key, value in weights.items() if key.startswith(name + ".")}
-    width = own["conv_weight"].shape[1]
-    u = F.conv1d(F.pad(x, (width - 1, 0)), own["conv_weight"][:, None], own["conv_bias"], groups=x.shape[1])
-    u = F.silu(u)
+def _state_space_layer(x: Tensor, layer: nn.Module, weights: dict) -> Tensor:
+    """x (n, f, d) -> the same. TypeError for a mixer this module does not know."""
+    kind = type(layer.mixer).__name__
+    if kind not in _MIXERS:
+        raise TypeError(f"no plain form of mixer {kind}")
+    weights = {_gathered(name.removeprefix("mixer.")): weight for name, weight in weights.items()}
+    directions = [name for name in ("causal", "anticausal") if f"{name}.D" in weights]
+    return _MIXERS[kind](x.transpose(1, 2), weights, directions).transpose(1, 2)
+
+
+def _gathered(name: str) -> str:
+    """All of a direction's weights under its name: core.causal.D -> causal.D, causal_conv.bias -> causal.conv_bias."""
+    return name.removeprefix("core.").replace("causal_", "causal.", 1).replace("conv.", "conv_")
+
+
+def _mlp(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+    sides = [_turned(name, _sequence_map(_turned(name, x), weights, name)) for name in directions]
+    return _feed_forward(F.gelu(torch.cat(sides, dim=1)), weights)
+
+
+def _glu(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+    out = 0
+    for name in directions:
+        y = _sequence_map(_turned(name, x), weights, name)
+        y = F.gelu(y) if f"{name}.log_dt" in weights else F.silu(y)
+        out = out + _turned(name, F.glu(_linear(y, weights, f"{name}.out"), dim=1))
+    return out
+
+
+def _glu_mlp(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+    return _feed_forward(_glu(x, weights, directions), weights)
+
+
+def _gss(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+    product = 1
+    for name in directions:
+        u = F.gelu(_linear(_turned(name, x), weights, f"{name}.in"))
+        product = product * _turned(name, _linear(_sequence_map(u, weights, name), weights, f"{name}.out"))
+    gate = F.gelu(_linear(x, weights, "shortcut"))
+    return _linear(gate * F.gelu(_linear(product, weights, "product_proj")), weights, "out_proj")
+
+
+def _mamba(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+    x, z = _linear(x, weights, "in_proj").chunk(2, dim=1)
+    out = 0
+    for name in directions:
+        taps, bias = weights[f"{name}.conv_weight"], weights[f"{name}.conv_bias"]
+        padded = F.pad(_turned(name, x), (taps.shape[1] - 1, 0))
+        u = F.silu(F.conv1d(padded, taps[:, None], bias, groups=x.shape[1]))
+        out = out + _turned(name, _sequence_map(u, weights, name) * F.silu(_turned(name, z)))
+    return _linear(out, weights, "out_proj")
+
+
+_MIXERS = {
+    "MlpMixer": _mlp,
+    "GluMixer": _glu,
+    "GluMlpMixer": _glu_mlp,
+    "GssMixer": _gss,
+    "GatedConvMixer": _mamba,
+    "BidirectionalMamba": _mamba,
+}
+
+
+def _turned(direction: str, x: Tensor) -> Tensor:
+    return x.flip(-1) if direction == "anticausal" else x
+
+
+def _linear(x: Tensor, weights: dict, name: str) -> Tensor:
+    return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"][:, None]
+
+
+def _feed_forward(x: Tensor, weights: dict) -> Tensor:
+    return _linear(F.gelu(_linear(x, weights, "fc1")), weights, "fc2")
+
+
+def _sequence_map(u: Tensor, weights: dict, direction: str) -> Tensor:
+    """S6 or S4D of one direction, whichever the weights are of."""
+    own = {name.removeprefix(f"{direction}."): w for name, w in weights.items() if name.startswith(f"{direction}.")}
+    if "log_dt" in own:
+        return _s4d(u, own)
     rank, states = own["dt_proj.weight"].shape[1], own["A_log"].shape[1]
     low, B, C = (own["x_proj.weight"] @ u).split((rank, states, states), dim=1)
     A = -torch.exp(own["A_log"])
-    return selective_scan(u, own["dt_proj.weight"] @ low, A, B, C, own["D"], z, own["dt_bias"], delta_softplus=True)
+    return selective_scan(u, own["dt_proj.weight"] @ low, A, B, C, own["D"], None, own["dt_bias"], delta_softplus=True)
+
+
+def _s4d(u: Tensor, own: dict) -> Tensor:
+    """S4D of u (n, d, f) as the paper's code runs it: the kernel by a Vandermonde matrix, the convolution by FFT."""
+    frames = u.shape[-1]
+    A = torch.complex(-torch.exp(own["log_A_real"]), own["A_imag"])  # (d, modes)
+    step = A * torch.exp(own["log_dt"])[:, None]
+    weight = torch.view_as_complex(own["C"]) * (torch.exp(step) - 1) / A
+    powers = torch.exp(step[..., None] * torch.arange(frames))
+    kernel = 2 * torch.einsum("dm,dmf->df", weight, powers).real
+    spectrum = torch.fft.rfft(u, n=2 * frames) * torch.fft.rfft(kernel, n=2 * frames)
+    return torch.fft.irfft(spectrum, n=2 * frames)[..., :frames] + u * own["D"][:, None]

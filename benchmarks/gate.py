@@ -77,7 +77,7 @@ class CaptureTemporal:
         self.inputs[layer] = (x.detach()[:1, ..., :CROP, :CROP], None if bias is None else bias.detach())
 
 
-TEMPORAL_CLASSES = ("TemporalAttention", "TemporalLinearAttention", "BidirectionalMamba")
+TEMPORAL_CLASSES = ("TemporalAttention", "TemporalLinearAttention", "StateSpaceLayer")
 
 
 def layer_checks(inputs: dict[nn.Module, tuple[Tensor, Tensor | None]]) -> list[Check]:

@@ -18,7 +18,7 @@ from statistics import median
 from benchmarks.environment import busy_warning, device_name, device_slug
 from benchmarks.errors import InputError
 from benchmarks.process_memory import available_bytes
-from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, LAYERS, Network, layer_named
+from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, all_layer_names, layer_named
 
 RESULTS = Path("benchmarks/results")  # under the working directory
 SECONDS_PER_CONFIGURATION = 12.0  # after which no further repeat begins
@@ -36,7 +36,8 @@ class MemoryOptions:
     """
 
     layers: tuple[str, ...] = LAYER_NAMES
-    """Temporal layers to compare: attention-einsum, attention-sdpa, linear-attention, bi-s6."""
+    """Temporal layers to compare: attention-einsum, attention-sdpa, linear-attention, s4d, bi-s4d, s6, bi-s6; the last
+    four, which have the mixer mamba, also with another one, as in bi-s6/gss (mlp, glu, glu-mlp, gss)."""
 
     frames: tuple[int, ...] = FRAMES
     """Clip lengths to measure."""
@@ -72,8 +73,10 @@ class MemoryOptions:
         if not self.frames:
             raise InputError("--frames: expected at least one number of frames, got none")
         for name in self.layers:
-            if name not in LAYER_NAMES:
-                raise InputError(f"--layers: unknown layer {name!r}; expected some of {', '.join(LAYER_NAMES)}")
+            try:
+                layer_named(name)
+            except ValueError as error:
+                raise InputError(f"--layers: {str(error).replace('one of', 'some of')}") from error
         for option, values in (("--layers", self.layers), ("--frames", self.frames)):
             if len(set(values)) != len(values):
                 raise InputError(f"{option}: the same value twice in {' '.join(map(str, values))}")
@@ -127,7 +130,7 @@ def run(options: MemoryOptions) -> Path:
 def measure(options: MemoryOptions, advance: Callable[[str, float, float], None]) -> dict:
     """All measurements as one JSON-able dictionary. advance(what comes, work done, work in all) reports progress."""
     network = options.network()
-    layers = [layer for layer in LAYERS if layer.name in options.layers]
+    layers = [layer_named(name) for name in all_layer_names() if name in options.layers]
     frames = sorted(options.frames)
     work = [(layer, count) for count in frames for layer in layers]  # short ones first: a first impression comes early
     total = sum(cost(count) for _, count in work) + (0.0 if options.skip_paper else cost(16) * len(layers))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.environment import one_line
-from benchmarks.shapes import GIB, LAYERS, PUBLISHED, Published, layer_named
+from benchmarks.shapes import GIB, PUBLISHED, Published, layer_named
 
 STYLE = {
     "font.family": "sans-serif",
@@ -119,9 +119,7 @@ def _draw_panel(axes: Axes, theme: Theme, panel: Panel, settings: dict) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     failures = []
-    for layer in LAYERS:
-        if layer.name not in settings["layers"]:
-            continue
+    for layer in map(layer_named, settings["layers"]):
         rows = sorted((row for row in panel.rows if row["layer"] == layer.name), key=lambda row: row["frames"])
         good = [(row["frames"], panel.values(row)) for row in rows if row["status"] == "ok"]
         failures += [(row["frames"], layer, row["status"]) for row in rows if row["status"] != "ok"]

@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks.environment import busy_warning, one_line
 from benchmarks.errors import InputError
-from benchmarks.shapes import GIB, LAYER_NAMES, LAYERS, layer_named
+from benchmarks.shapes import GIB, layer_named
 
 STEM = "memory"
 CSV_FIELDS = (
@@ -70,8 +70,10 @@ def _check(result: dict) -> None:
     if not all(isinstance(count, int) and count > 0 for count in settings["frames"]):
         raise ValueError("settings.frames")
     _ = settings["network"]["base_channels"], settings["network"]["size"], float(result["wall_seconds"])
+    for name in settings["layers"]:
+        layer_named(name)
     for row in result["training"] + result["saved"]:
-        if row["layer"] not in LAYER_NAMES or row["frames"] not in settings["frames"]:
+        if row["layer"] not in settings["layers"] or row["frames"] not in settings["frames"]:
             raise ValueError(f"row {row['layer']!r}, {row['frames']!r}")
         _ = str(row["status"]), str(row["detail"])
         if row["status"] == "ok" and row in result["training"]:
@@ -137,7 +139,7 @@ def _figures(result: dict) -> str:
 def _legend(settings: dict) -> str:
     from benchmarks.plots import published_in
 
-    entries = [(layer, layer.label, "fill") for layer in LAYERS if layer.name in settings["layers"]]
+    entries = [(layer, layer.label, "fill") for layer in map(layer_named, settings["layers"])]
     entries += [(layer_named(published.layer), published.label, "none") for published in published_in(settings)]
     items = []
     for layer, label, fill in entries:
@@ -152,7 +154,7 @@ def _headline(result: dict) -> str:
     """One sentence per comparison with bi-S6 at the largest number of frames where both have numbers."""
     sentences = []
     good = {(row["layer"], row["frames"]): row for row in result["training"] if row["status"] == "ok"}
-    for layer in LAYERS:
+    for layer in map(layer_named, result["settings"]["layers"]):
         shared = [f for f in result["settings"]["frames"] if (layer.name, f) in good and ("bi-s6", f) in good]
         if layer.name == "bi-s6" or not shared:
             continue
@@ -251,6 +253,14 @@ _MARKS = {  # matplotlib's marker -> the same as SVG
     "s": '<rect x="2" y="2" width="12" height="12" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
     "D": '<path d="M8 1 15 8 8 15 1 8Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
     "^": '<path d="M8 2 15 14H1Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "v": '<path d="M8 14 1 2H15Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "P": '<path d="M6 2H10V6H14V10H10V14H6V10H2V6H6Z" fill="{fill}" stroke="currentColor" stroke-width="1.5"/>',
+    "<": '<path d="M2 8 14 1V15Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    ">": '<path d="M14 8 2 1V15Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "p": '<path d="M8 2 14 6.5 12 14H4L2 6.5Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "h": '<path d="M8 1.5 14 5V11L8 14.5 2 11V5Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
+    "X": '<path d="M5 2 8 5 11 2 14 5 11 8 14 11 11 14 8 11 5 14 2 11 5 8 2 5Z" fill="{fill}" stroke="currentColor" '
+    'stroke-width="1.5"/>',
     "o": '<circle cx="8" cy="8" r="6" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
 }
 _GATE_TEXT = (

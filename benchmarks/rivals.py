@@ -161,6 +161,24 @@ def s4d_fft(tensors: Tensors) -> Tensor:
     return y + (tensors["D"] + tensors["D_b"])[:, None] * u
 
 
+def s4d_scan_tensors(sequences: int, channels: int, length: int, states: int, generator: torch.Generator) -> Tensors:
+    """Those of the layer, channels-last."""
+    tensors = s4d_tensors(sequences, channels, length, states, generator)
+    return tensors | {"u": tensors["u"].transpose(1, 2).contiguous().transpose(1, 2)}
+
+
+def s4d_scan(tensors: Tensors) -> Tensor:
+    """The same layer by our recurrence, both directions in one call."""
+    from ssmvdm_kernels import bidirectional_s4d_scan
+
+    coefficients = {}
+    for suffix in ("", "_b"):
+        exponent, coefficient = _s4d_terms(tensors, suffix)
+        coefficients |= {"decay" + suffix: torch.exp(exponent), "weight" + suffix: coefficient / 2}
+    skips = {name: tensors[name] for name in ("D", "D_b")}
+    return bidirectional_s4d_scan(tensors["u"], **coefficients, **skips, backend="cpu")
+
+
 def s4d_matrix(tensors: Tensors) -> Tensor:
     """The same by the dense (length x length) matrix of the two kernels."""
     u = tensors["u"]
@@ -188,6 +206,13 @@ def sdpa(tensors: Tensors) -> Tensor:
 def softmax_attention(tensors: Tensors) -> Tensor:
     scores = tensors["q"] @ tensors["k"].transpose(-1, -2) * HEAD_WIDTH**-0.5
     return torch.softmax(scores, dim=-1) @ tensors["v"]
+
+
+def leaves(rival: Rival, shape) -> Tensors:
+    """Fresh leaf tensors of a rival for a `scan_case.Shape`, always the same."""
+    generator = torch.Generator().manual_seed(shape.length)
+    made = rival.make(shape.sequences, shape.channels, shape.length, shape.states, generator)
+    return {name: value.requires_grad_() for name, value in made.items()}
 
 
 _SCANNED = ("u", "z", "delta", "B", "C", "delta_b", "B_b", "C_b")
@@ -218,6 +243,15 @@ RIVALS = (
         s4d_matrix,
         ("u",),
         96,
+    ),
+    Rival(
+        "s4d-scan",
+        f"S4D, {S4D_STATES} states, by scan (ours)",
+        s4d_scan_tensors,
+        s4d_scan,
+        s4d_matrix,
+        ("u",),
+        32,
     ),
     Rival(
         "sdpa-8x64",

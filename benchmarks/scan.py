@@ -8,6 +8,7 @@ say: sequences are independent, and fewer of them only favour it.
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from benchmarks.scan_tables import markdown
 from benchmarks.terminal import progress_bar
 
 BASE_LAYOUT = "channels-last"
+S4D_FORMS = ("s4d-fft", "s4d-scan")
 MODES = ("forward", "forward+backward")
 RIVAL_MEMORY_BYTES = 6 * 2**30
 PROBE_SEQUENCES = 8
@@ -66,8 +68,10 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None]) 
     for index, length in enumerate(options.lengths):
         advance(f"peak memory, length {length}", float(len(shapes) + index), total)
         shape = Shape(options.sequences[-1], options.channels, length, options.states)
-        answer = call_child({"task": "scan_peak", "threads": threads, "shape": vars(shape), "dtype": options.dtypes[0]})
-        result["memory"].append({"sequences": shape.sequences, "length": length} | answer)
+        for candidate in ("ours", *(name for name in S4D_FORMS if name in options.rivals)):
+            request = {"task": "scan_peak", "threads": threads, "shape": vars(shape), "dtype": options.dtypes[0]}
+            answer = call_child(request | {"candidate": candidate})
+            result["memory"].append({"sequences": shape.sequences, "length": length, "candidate": candidate} | answer)
     advance("done", total, total)
     return result
 
@@ -126,19 +130,13 @@ def gate_row(gate: Gate) -> dict:
 def prepare_rival(rival: rivals.Rival, shape: Shape, options: ScanOptions, mode: str) -> tuple[dict, Callable]:
     """A rival on as many sequences as time and memory allow, gated: (row, what is timed)."""
     probe = min(PROBE_SEQUENCES, shape.sequences)
-    seconds = timing.once(calls(rival.run, rival_tensors(rival, shape, probe))[mode])
+    seconds = timing.once(calls(rival.run, rivals.leaves(rival, replace(shape, sequences=probe)))[mode])
     by_time = int(probe * options.budget_seconds / 4 / max(seconds, 1e-6))  # a warm-up and three rounds
     by_memory = RIVAL_MEMORY_BYTES // (rival.bytes_per_element * shape.channels * shape.length)
     count = min(shape.sequences, max(probe, min(by_time, by_memory)))
-    tensors = rival_tensors(rival, shape, count)
+    tensors = rivals.leaves(rival, replace(shape, sequences=count))
     row = {"label": rival.label, "timed_sequences": count} | gate_row(gate_rival(rival, tensors))
     return row, calls(rival.run, tensors)[mode]
-
-
-def rival_tensors(rival: rivals.Rival, shape: Shape, sequences: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(shape.length)
-    made = rival.make(sequences, shape.channels, shape.length, shape.states, generator)
-    return {name: value.requires_grad_() for name, value in made.items()}
 
 
 def add_share_of_floor(result: dict, shape: Shape) -> None:

@@ -8,7 +8,7 @@ from benchmarks.environment import device_name, device_slug
 from benchmarks.errors import InputError
 from benchmarks.memory import RESULTS
 
-RIVALS = ("eager", "pscan", "s4d-fft", "sdpa-8x64", "sdpa-equal")
+RIVALS = ("eager", "pscan", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("video", "channels-last", "length-contiguous")
 
@@ -40,7 +40,7 @@ class ScanOptions:
     """Memory layouts of ours: video, channels-last, length-contiguous."""
 
     rivals: tuple[str, ...] = RIVALS
-    """What to compare with: eager, pscan, s4d-fft, sdpa-8x64, sdpa-equal."""
+    """What to compare with: eager, pscan, s4d-fft, s4d-scan (our own S4D), sdpa-8x64, sdpa-equal."""
 
     threads: tuple[int, ...] = field(default_factory=lambda: tuple(dict.fromkeys((1, min(2, os.cpu_count() or 1)))))
     """Numbers of threads; rivals run with the last one."""
@@ -48,7 +48,7 @@ class ScanOptions:
     rounds: int = 15
     """Rounds of interleaved timings; a slow rival takes part in as many as its budget allows, three at least."""
 
-    budget_seconds: float = 8.0
+    budget_seconds: float = 4.0
     """Time that one candidate may take at one shape and mode. A rival too slow for it runs on fewer sequences."""
 
     out: Path | None = None

@@ -2,24 +2,29 @@
 
 import torch
 
-from benchmarks import process_memory
+from benchmarks import process_memory, rivals
 from benchmarks.scan_case import Shape, gradients, like_output, our_tensors, run_ours
 
 
 def scan_peak(request: dict) -> dict:
     """{"tensors": peak above the inputs in units of one (batch, channels, length) tensor, "peak_bytes"}.
 
-    Output, its gradient and the gradients of all inputs are part of it; the inputs themselves are not.
+    Output, its gradient and the gradients of all inputs are part of it; the inputs themselves are not. "candidate" is
+    "ours" or the name of a rival.
     """
     shape, dtype = Shape(**request["shape"]), getattr(torch, request["dtype"])
-    small = our_tensors(Shape(request["threads"] * 2, shape.channels, 4, shape.states), dtype, "channels-last")
-    gradients(run_ours, small, like_output(run_ours(small).detach()))  # loads the library and starts its threads
-    tensors = our_tensors(shape, dtype, "channels-last")
+    run, make = run_ours, lambda shape: our_tensors(shape, dtype, "channels-last")
+    if request["candidate"] != "ours":
+        rival = next(rival for rival in rivals.RIVALS if rival.name == request["candidate"])
+        run, make = rival.run, lambda shape: rivals.leaves(rival, shape)
+    small = make(Shape(request["threads"] * 2, shape.channels, 4, shape.states))
+    gradients(run, small, like_output(run(small).detach()))  # loads the library and starts its threads
+    tensors = make(shape)
     process_memory.release_free_memory()
     if not process_memory.reset_peak():
         return {"status": "not available", "detail": "this system does not tell a process its peak memory"}
     before = process_memory.resident_bytes()
-    y = run_ours(tensors)
+    y = run(tensors)
     torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
     peak = process_memory.peak_bytes() - before
     return {"tensors": peak / (shape.elements() * dtype.itemsize), "peak_bytes": peak}

@@ -24,10 +24,13 @@ def markdown(result: dict) -> str:
     ]
     if result["scaling"]:
         parts += ["## Threads", _table(["speed-up over one count", *_heads(result)], _scaling_rows(result))]
-    parts += [
-        "## Peak memory of forward and backward above the inputs",
-        _table(["length", "tensors of (batch, channels, length)"], _memory_rows(result)),
-    ]
+    if s4d := _s4d_rows(result):
+        parts += [
+            "## S4D by scan and by FFT",
+            _table(["S4D, two directions", *_heads(result)], s4d),
+            "The published form convolves by FFT of twice the length; the scan walks the recurrence of the same layer.",
+        ]
+    parts += ["## Peak memory of forward and backward above the inputs", _memory_table(result)]
     failures = [row for row in result["ours"] + result["rivals"] if row["status"] != "ok" and row["mode"] == "forward"]
     if failures:
         parts += ["## Failed gates"]
@@ -92,11 +95,29 @@ def _scaling_rows(result: dict) -> list[list[str]]:
     ]
 
 
-def _memory_rows(result: dict) -> list[list[str]]:
-    return [
-        [str(row["length"]), f"{row['tensors']:.2f}" if "tensors" in row else f"{row['status']}: {row['detail']}"]
-        for row in result["memory"]
-    ]
+def _s4d_rows(result: dict) -> list[list[str]]:
+    groups = _grouped(result["rivals"])
+    if "s4d-fft" not in groups or "s4d-scan" not in groups:
+        return []
+
+    def ratio(key: tuple[int, int, str]) -> str:
+        fft, scan = (groups[name][key].get("seconds") for name in ("s4d-fft", "s4d-scan"))
+        return f"{fft / scan:.3g}" if fft and scan else "not measured"
+
+    return [["time by FFT / time by scan", *(ratio(key) for key in _keys(result))]]
+
+
+MEMORY_LABELS = {"ours": "selective scan", "s4d-scan": "S4D by scan", "s4d-fft": "S4D by FFT"}
+
+
+def _memory_table(result: dict) -> str:
+    """One line per candidate, one column per length, in tensors of (batch, channels, length)."""
+    lengths = list(dict.fromkeys(row["length"] for row in result["memory"]))
+    cells = {(row["candidate"], row["length"]): f"{row['tensors']:.2f}" if "tensors" in row
+             else f"{row['status']}: {row['detail']}" for row in result["memory"]}  # fmt: skip
+    names = [name for name in MEMORY_LABELS if (name, lengths[0]) in cells]
+    rows = [[MEMORY_LABELS[name], *(cells[name, length] for length in lengths)] for name in names]
+    return _table(["tensors of (batch, channels, length)", *(f"length {length}" for length in lengths)], rows)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

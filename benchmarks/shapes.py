@@ -22,6 +22,11 @@ class Layer:
     marker: str
 
 
+def _state_space(name: str, label: str, color: tuple[str, str], marker: str) -> Layer:
+    """A state-space layer under the mixer of the paper's current version."""
+    return Layer(name, label, {"layer": name, "mixer": "mamba"}, color, marker)
+
+
 LAYERS = (
     Layer(
         "attention-einsum",
@@ -34,21 +39,45 @@ LAYERS = (
         "attention-sdpa",
         "attention, SDPA",
         {"layer": "attention", "attention_backend": "sdpa"},
-        ("#B8860B", "#F0C000"),
+        ("#B8860B", "#E69F00"),
         "D",
     ),
     Layer("linear-attention", "linear attention", {"layer": "linear-attention"}, ("#0072B2", "#56B4E9"), "^"),
-    Layer("bi-s6", "bi-S6, fused scan (ours)", {"layer": "bi-s6", "mixer": "mamba"}, ("#007A5A", "#2BD4A4"), "o"),
+    _state_space("s4d", "S4D, causal (ours)", ("#857A00", "#F0E442"), "v"),
+    _state_space("bi-s4d", "bi-S4D (ours)", ("#B0568A", "#CC79A7"), "P"),
+    _state_space("s6", "S6, causal (ours)", ("#000000", "#FFFFFF"), "X"),
+    _state_space("bi-s6", "bi-S6, fused scan (ours)", ("#007A5A", "#2BD4A4"), "o"),
 )
 LAYER_NAMES = tuple(layer.name for layer in LAYERS)
 
 
+MIXER_MARKERS = {"mlp": "<", "glu": ">", "glu-mlp": "p", "gss": "h"}
+
+
 def layer_named(name: str) -> Layer:
-    """The layer of that name; ValueError listing the names there are."""
+    """The layer of that name, or any other of the package's registry as "layer/mixer", which has the color of the layer
+    and a marker for the mixer; ValueError listing the names there are."""
     for layer in LAYERS:
         if layer.name == name:
             return layer
-    raise ValueError(f"unknown layer {name!r}; expected one of {', '.join(LAYER_NAMES)}")
+    return _ablation(name)
+
+
+def all_layer_names() -> tuple[str, ...]:
+    """LAYER_NAMES, then the state-space layers under the other mixers."""
+    from ssmvdm.temporal import available_temporal_layers
+
+    mixed = (name for name in available_temporal_layers() if name.partition("/")[2] in MIXER_MARKERS)
+    return (*LAYER_NAMES, *mixed)
+
+
+def _ablation(name: str) -> Layer:
+    if name not in all_layer_names():
+        raise ValueError(f"unknown layer {name!r}; expected one of {', '.join(all_layer_names())}")
+    kind, _, mixer = name.partition("/")
+    base = layer_named(kind)
+    label = f"{base.label.partition(',')[0].removesuffix(' (ours)')}, {mixer} mixer (ours)"
+    return Layer(name, label, {"layer": kind, "mixer": mixer}, base.color, MIXER_MARKERS[mixer])
 
 
 @dataclass(frozen=True)
@@ -63,6 +92,7 @@ class Published:
 PUBLISHED = (
     Published("attention, the authors' code", "attention-einsum", {16: 1.91, 64: 8.83, 256: 54.61}),
     Published("linear attention, the authors' code", "linear-attention", {64: 8.82, 256: 32.87}),
+    Published("bi-S4D, the authors' code", "bi-s4d", {64: 8.96, 256: 35.73}),
     Published("bi-S6 with mamba-ssm's op, the authors' code", "bi-s6", {16: 2.27, 64: 8.30, 256: 32.38}),
 )
 

@@ -7,6 +7,7 @@ from ssmvdm.temporal.registry import canonical_name, check_exists
 
 ATTENTION_BACKENDS = ("einsum", "sdpa")
 MEMORY_MODES = ("lean", "fast")
+S4D_FORMS = ("scan", "fft")
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,16 @@ class TemporalConfig:
     """The layer that mixes information over time.
 
     layer: a name of `ssmvdm.temporal.available_temporal_layers()`; "attn" and "l-attn" are accepted as aliases.
-    mixer: how a state-space layer is wrapped ("mamba"); attention and "none" do not look at it.
+    mixer: how a state-space layer is wrapped, "mamba" (the paper's choice), "mlp", "glu", "gss" or "glu-mlp" (its first
+        version's); attention and "none" do not look at it. Their equations are in `ssmvdm.temporal.mixers`.
     heads, dim_head: attention and linear attention. A U-Net also takes the heads of its spatial attention from here.
     attention_backend: "sdpa" (torch's fused attention) or "einsum" (as published); same numbers to rounding.
-    states: states per channel of a state-space layer.
-    linear_dim: hidden width of the mixers that have one; None where the mixer has none.
-    memory: "lean" keeps the input and one projection of a state-space layer for backward and recomputes the rest,
+    states: real states per channel of a state-space layer; S4D has half as many complex ones, so there it is even.
+    linear_dim: hidden width of the mixers "mlp" and "glu-mlp", where None is four times the layer's width, and width
+        of the gate of "gss", where None is three times; the others have none and do not look at it.
+    memory: "lean" keeps the input and the first projection of a state-space layer for backward and recomputes the rest,
         "fast" keeps more. Same numbers. A U-Net also takes the mode of its other parts from here, unless told its own.
+    s4d_form: "scan" (a recurrence) or "fft" (as published); same numbers to rounding. Only S4D looks at it.
 
     Raises ValueError naming the field, what was expected and what came.
     """
@@ -33,15 +37,19 @@ class TemporalConfig:
     states: int = 16
     linear_dim: int | None = None
     memory: str = "lean"
+    s4d_form: str = "scan"
 
     def __post_init__(self):
         object.__setattr__(self, "layer", canonical_name(self.layer))
         check_exists(self.layer, self.mixer)
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         _check_choice("memory", self.memory, MEMORY_MODES)
+        _check_choice("s4d_form", self.s4d_form, S4D_FORMS)
         _check_positive(self, "heads", "dim_head", "states")
         if self.dim_head % 2:
             raise ValueError(f"dim_head must be even (rotary embedding turns pairs of features), got {self.dim_head}")
+        if self.layer.endswith("s4d") and self.states % 2:
+            raise ValueError(f"states must be even for {self.layer!r} (pairs of conjugate modes), got {self.states}")
         if self.linear_dim is not None:
             _check_positive(self, "linear_dim")
 

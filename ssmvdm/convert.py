@@ -14,9 +14,21 @@ from ssmvdm.config import TemporalConfig, UNet3DConfig
 from ssmvdm.temporal import build_temporal_layer
 from ssmvdm.temporal.attention import TemporalAttention
 from ssmvdm.temporal.linear_attention import TemporalLinearAttention
+from ssmvdm.temporal.mixers import (
+    MIXERS,
+    GatedConvMixer,
+    GluMixer,
+    GluMlpMixer,
+    GssMixer,
+    Mixer,
+    MlpMixer,
+    StateSpaceLayer,
+)
 from ssmvdm.temporal.position import RelativePositionBias, rotary_dim, rotary_frequencies
-from ssmvdm.temporal.s6 import BidirectionalS6
+from ssmvdm.temporal.s4d import S4DDirection
+from ssmvdm.temporal.s6 import S6, S6Direction
 from ssmvdm.unet3d import Level, UNet3D
+from ssmvdm_kernels import BidirectionalMamba
 
 MIXER_OF_VERSION = {1: "mlp", 2: "glu", 10: "gss", 20: "mamba"}
 BERT_DIM = 768  # width of the text embedding behind their use_bert_text_cond
@@ -62,11 +74,11 @@ _UNET = {
     "output_block.": "final_conv.0.",
     "output_conv.": "final_conv.1.",
 }
-_S6 = {
-    "mixer.in_proj.": "fc_init.",
-    "mixer.out_proj.": "fc_out.",
+_MAMBA = {
+    "in_proj.": "fc_init.",
+    "out_proj.": "fc_out.",
     **{
-        f"mixer.{ours}.{parameter}": theirs
+        f"{ours}.{parameter}": theirs
         for ours, suffix in (("causal", ""), ("anticausal", "_rev"))
         for parameter, theirs in {
             "conv_weight": f"conv{suffix}.weight",
@@ -79,29 +91,56 @@ _S6 = {
         }.items()
     },
 }
+# {core} stands for their name of the sequence map, "s6" or "s4d".
+_CORE = {"core.causal.": "{core}.", "core.anticausal.": "{core}_rev."}
+_GLU = {"causal_out.": "{core}.output_linear.0.", "anticausal_out.": "{core}_rev.output_linear.0.", **_CORE}
 _NAMES = {
     UNet3D: _UNET,
     Level: _LEVEL,
     ResBlock: _RES_BLOCK,
     RelativePositionBias: {"table.": "relative_attention_bias."},
-    BidirectionalS6: _S6,
+    StateSpaceLayer: {"mixer.": ""},
+    BidirectionalMamba: _MAMBA,
+    MlpMixer: _CORE,
+    GluMixer: _GLU,
+    GluMlpMixer: _GLU,
+    GssMixer: {
+        "shortcut.": "fc_shortcut.",
+        "causal_in.": "fc1.",
+        "causal_out.": "fc2.",
+        "anticausal_in.": "fc_rev1.",
+        "anticausal_out.": "fc_rev2.",
+        "product_proj.": "fc3.",
+        "out_proj.": "fc_out.",
+        **_CORE,
+    },
+    GatedConvMixer: {
+        "in_proj.": "fc_init.",
+        "out_proj.": "fc_out.",
+        "causal_conv.": "conv.",
+        "anticausal_conv.": "conv_rev.",
+        **_CORE,
+    },
+    S6Direction: {"dt_bias": "dt_proj.bias"},
+    S4DDirection: {name: f"kernel.{name}" for name in ("log_dt", "log_A_real", "A_imag", "C")},
 }
 
 
 def unet_from_paper(
     config: Mapping, state_dict: Mapping[str, Tensor] | None = None, *, attention_backend: str = "einsum",
-    memory: str = "lean",
+    memory: str = "lean", s4d_form: str = "scan",
 ) -> UNet3D:  # fmt: skip
     """The authors' Unet3D(**config) as our UNet3D, with their weights or, for None, fresh ones.
 
     config: their keyword arguments (dim, dim_mults, attn_heads, temporal_arch, ssm_version, ...).
     state_dict: the denoising network's, with their names. None also works under torch.device("meta").
-    attention_backend, memory: of TemporalConfig; attention is computed as published unless asked otherwise.
+    attention_backend, memory, s4d_form: of TemporalConfig; attention is computed as published unless asked otherwise.
 
     Networks without temporal attention carry a relative position table that nothing reads: it is accepted and dropped.
     Raises ValueError naming an unknown, missing or misshapen argument or key.
     """
-    model = UNet3D(_unet_config(config, attention_backend, memory))
+    options = {"attention_backend": attention_backend, "memory": memory, "s4d_form": s4d_form}
+    model = UNet3D(_unet_config(config, options))
     if state_dict is not None:
         _load(model, state_dict)
     return model
@@ -112,23 +151,30 @@ def unet_to_paper(model: UNet3D) -> dict[str, Tensor]:
 
     What they store and we do not is added: rotary frequencies, and zeros for a position table that nothing reads.
     """
-    return {**{name: value.reshape(shape) for name, shape, value in paper_parameters(model)}, **_theirs_only(model)}
+    return _to_paper(model)
+
+
+def temporal_layer_to_paper(layer: nn.Module) -> dict[str, Tensor]:
+    """One temporal layer's weights under the authors' names, as `unet_to_paper` gives those of a network."""
+    return _to_paper(layer)
 
 
 def temporal_layer_from_paper(
     arch: str, config: Mapping, state_dict: Mapping[str, Tensor] | None = None, *, attention_backend: str = "einsum",
-    memory: str = "lean",
+    memory: str = "lean", s4d_form: str = "scan",
 ) -> nn.Module:  # fmt: skip
     """One temporal layer of the authors as ours: a module (b, c, f, h, w) -> (b, c, f, h, w).
 
     arch: their temporal_arch ("attn", "l-attn", "bi-s6", ...). config: the layer's keyword arguments (dim, heads and
     dim_head of attention; dim, hidden_dim, linear_dim, version, bidirectional of state-space layers; a U-Net's spelling
-    attn_heads, ssm_hidden_dim, ... works too). An attention state dict without rotary frequencies makes a layer
-    without rotary embedding. Raises ValueError as unet_from_paper does, and for layers that do not exist here.
+    attn_heads, ssm_hidden_dim, ... works too). A version may also be the name of a mixer: "glu-mlp", the layer of the
+    paper's first version, has no number. An attention state dict without rotary frequencies makes a layer without
+    rotary embedding. Raises ValueError as unet_from_paper does, and for layers that do not exist here.
     """
     arguments = dict(config)
     channels = _take(arguments, "dim")
-    temporal = _layer_config(arch, arguments, attention_backend, memory)
+    options = {"attention_backend": attention_backend, "memory": memory, "s4d_form": s4d_form}
+    temporal = _layer_config(arch, arguments, options)
     layer = build_temporal_layer(channels, temporal)
     if state_dict is not None:
         if isinstance(layer, TemporalAttention | TemporalLinearAttention):
@@ -137,16 +183,17 @@ def temporal_layer_from_paper(
     return layer
 
 
-def _unet_config(config: Mapping, attention_backend: str, memory: str) -> UNet3DConfig:
+def _to_paper(model: nn.Module) -> dict[str, Tensor]:
+    return {**{name: value.reshape(shape) for name, shape, value in paper_parameters(model)}, **_theirs_only(model)}
+
+
+def _unet_config(config: Mapping, options: dict[str, str]) -> UNet3DConfig:
     arguments = dict(config)
     arch = arguments.pop("temporal_arch", "attn")
-    temporal = {
-        "layer": arch,
-        "attention_backend": attention_backend,
-        "memory": memory,
-        **_renamed(arguments, _TEMPORAL_ARGUMENTS),
-        **_state_space_arguments(arguments, "ssm_", "ssm_version", needs_version="s4d" in arch or "s6" in arch),
-    }
+    settings = _renamed(arguments, _TEMPORAL_ARGUMENTS)
+    is_state_space = "s4d" in arch or "s6" in arch
+    settings |= _state_space_arguments(arguments, "ssm_", "ssm_version", needs_version=is_state_space)
+    temporal = _temporal_config(arch, settings, options)
     unet = _renamed(arguments, _UNET_ARGUMENTS)
     if arguments.pop("use_bert_text_cond", False):
         unet["cond_dim"] = BERT_DIM
@@ -155,10 +202,10 @@ def _unet_config(config: Mapping, attention_backend: str, memory: str) -> UNet3D
     _reject_rest(arguments, "the U-Net")
     if "base_channels" not in unet:
         raise ValueError("the U-Net needs the argument 'dim', which is missing")
-    return UNet3DConfig(temporal=TemporalConfig(**temporal), **unet)
+    return UNet3DConfig(temporal=temporal, **unet)
 
 
-def _layer_config(arch: str, arguments: dict, attention_backend: str, memory: str) -> TemporalConfig:
+def _layer_config(arch: str, arguments: dict, options: dict[str, str]) -> TemporalConfig:
     is_state_space = "s4d" in arch or "s6" in arch
     if "bidirectional" in arguments:
         bidirectional = arguments.pop("bidirectional")
@@ -173,7 +220,13 @@ def _layer_config(arch: str, arguments: dict, attention_backend: str, memory: st
         raise ValueError(f"{arch!r} needs the argument 'version', which is missing")
     arguments.pop("temporal_arch", None)
     _reject_rest(arguments, f"the layer {arch!r}")
-    return TemporalConfig(layer=arch, attention_backend=attention_backend, memory=memory, **settings)
+    return _temporal_config(arch, settings, options)
+
+
+def _temporal_config(arch: str, settings: dict, options: dict[str, str]) -> TemporalConfig:
+    if "s4d" in arch and settings.get("mixer") == "gss":
+        settings = settings | {"linear_dim": None}  # three times the width there, whatever the argument says
+    return TemporalConfig(layer=arch, **options, **settings)
 
 
 def _state_space_arguments(arguments: dict, prefix: str, version_name: str, *, needs_version: bool) -> dict:
@@ -184,10 +237,10 @@ def _state_space_arguments(arguments: dict, prefix: str, version_name: str, *, n
         if needs_version:
             raise ValueError(f"a state-space network needs the argument {version_name!r}, which is missing")
         return settings
-    if version not in MIXER_OF_VERSION:
+    if version not in MIXER_OF_VERSION and version not in MIXERS:
         known = ", ".join(map(str, MIXER_OF_VERSION))
-        raise ValueError(f"{version_name} must be one of {known}, got {version!r}")
-    return {**settings, "mixer": MIXER_OF_VERSION[version]}
+        raise ValueError(f"{version_name} must be one of {known}, got {version!r}; or a mixer of {', '.join(MIXERS)}")
+    return {**settings, "mixer": MIXER_OF_VERSION.get(version, version)}
 
 
 def _renamed(arguments: dict, names: Mapping[str, str]) -> dict:
@@ -261,7 +314,8 @@ def _theirs_only(model: nn.Module) -> dict[str, Tensor]:
 def paper_parameters(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
     """(their name, their shape, our tensor) of every parameter of a U-Net or a temporal layer."""
     for name, parameter in model.named_parameters():
-        yield _their_name(model, name), _their_shape(name, parameter), parameter
+        theirs = _their_name(model, name)
+        yield theirs, _their_shape(theirs, parameter), parameter
 
 
 def _their_name(module: nn.Module, name: str) -> str:
@@ -282,12 +336,20 @@ def _names(module: nn.Module) -> Mapping[str, str]:
         return {"norm.gain": "fn.norm.gamma", "layer.": "fn.fn.fn." if is_wrapped else "fn.fn."}
     if isinstance(module, TimeEmbedding):
         return {f"linears.{i}.": f"{2 * i + 1}." for i in range(len(module.linears))}
-    return _NAMES.get(type(module), {})
+    names = _NAMES.get(type(module), {})
+    if isinstance(module, Mixer):
+        core = "s6" if isinstance(module.core, S6) else "s4d"
+        return {ours: theirs.format(core=core) for ours, theirs in names.items()}
+    return names
 
 
-def _their_shape(name: str, parameter: Tensor) -> tuple[int, ...]:
-    if name.endswith("norm.gain"):
-        return (1, parameter.shape[0], 1, 1, 1)
-    if name.endswith("conv_weight"):
-        return (parameter.shape[0], 1, parameter.shape[1])
-    return tuple(parameter.shape)
+def _their_shape(theirs: str, parameter: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter there, by its name there."""
+    shape = tuple(parameter.shape)
+    if theirs.endswith("norm.gamma"):
+        return (1, *shape, 1, 1, 1)
+    if theirs.endswith("output_linear.0.weight"):  # a convolution of width 1
+        return (*shape, 1)
+    if parameter.dim() == 2 and theirs.endswith(("conv.weight", "conv_rev.weight")):  # depthwise
+        return (shape[0], 1, shape[1])
+    return shape

@@ -1,13 +1,13 @@
 """Selective scans for video: both time directions at once, on the tensor as it lies in memory.
 
-The public functions are `selective_scan` and `s4d_scan`, both also with `bidirectional_` before their names, and
-`bidirectional_conv1d`; the module is `BidirectionalMamba`. `available_backends()` lists what runs on this
-machine and `explain(u)` says why. Importing this package builds nothing, downloads nothing and does not initialise a
-GPU.
+The public functions are `selective_scan` and `s4d_scan`, both also with `bidirectional_` before their names,
+`causal_conv1d` and `bidirectional_conv1d`; the module is `BidirectionalMamba`. `available_backends()` lists what runs
+on this machine and `explain(u)` says why. Importing this package builds nothing, downloads nothing and does not
+initialise a GPU.
 """
 
 from ssmvdm_kernels.backends import available_backends, explain
-from ssmvdm_kernels.conv import bidirectional_conv1d
+from ssmvdm_kernels.conv import bidirectional_conv1d, causal_conv1d
 from ssmvdm_kernels.modules import BidirectionalMamba
 from ssmvdm_kernels.s4d import bidirectional_s4d_scan, s4d_scan
 from ssmvdm_kernels.scan import bidirectional_selective_scan, selective_scan
@@ -20,6 +20,7 @@ __all__ = [
     "bidirectional_conv1d",
     "bidirectional_s4d_scan",
     "bidirectional_selective_scan",
+    "causal_conv1d",
     "explain",
     "s4d_scan",
     "selective_scan",

@@ -22,7 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels import available_backends, bidirectional_conv1d, bidirectional_selective_scan, selective_scan
+from ssmvdm_kernels import (
+    available_backends,
+    bidirectional_conv1d,
+    bidirectional_s4d_scan,
+    bidirectional_selective_scan,
+    s4d_scan,
+    selective_scan,
+)
 from ssmvdm_kernels.info import missing
 
 BATCH, CHANNELS, STATES, LENGTH, GROUPS, WIDTH = 2, 40, 16, 19, 2, 4  # channels and length end in part of a vector,
@@ -127,6 +134,30 @@ def scan_case(mode: str, inputs: Inputs) -> tuple[Named, Callable[..., Named]]:
     return tensors, run_both
 
 
+def s4d_case(mode: str, inputs: Inputs) -> tuple[Named, Callable[..., Named]]:
+    """The same for the S4D scan; `decay` and `weight` are complex."""
+
+    def direction(suffix: str) -> Named:
+        turn = torch.exp(torch.complex(inputs.decay() / 8, inputs.parameter(CHANNELS, STATES)))
+        weight = torch.complex(inputs.parameter(CHANNELS, STATES), inputs.parameter(CHANNELS, STATES))
+        own = {"u": inputs.sequence(BATCH, CHANNELS), "decay": turn, "weight": weight, "D": inputs.parameter(CHANNELS)}
+        return {name + suffix: tensor for name, tensor in own.items()}
+
+    tensors = {**direction(""), "z": inputs.sequence(BATCH, CHANNELS)}
+    if mode in ("forward", "reverse"):
+        return tensors, lambda tensors, backend: {
+            "y": s4d_scan(**tensors, reverse=mode == "reverse", backend=backend)
+        }  # fmt: skip
+    if mode in ("sum", "cat"):
+        tensors |= direction("_b")
+
+    def run_both(tensors: Named, backend: str) -> Named:
+        y = bidirectional_s4d_scan(**tensors, merge=mode, backend=backend)
+        return {"y": y[0], "y_b": y[1]} if mode == "none" else {"y": y}
+
+    return tensors, run_both
+
+
 def conv_case(mode: str, inputs: Inputs) -> tuple[Named, Callable[..., Named]]:
     """The same for the convolution."""
     tensors = {"x": inputs.sequence(BATCH, CHANNELS)}
@@ -146,21 +177,25 @@ def to_sixteenths(x: Tensor) -> Tensor:
 def stored_as(dtype: torch.dtype, tensors: Named) -> Named:
     """The same numbers with sequences in `dtype`; parameters and states stay float32, or follow float64."""
     wide = torch.promote_types(dtype, torch.float32)
-    return {
-        name: tensor.to(wide if tensor.dim() <= 2 or name == "initial_state" else dtype)
-        for name, tensor in tensors.items()
-    }
+
+    def stored(name: str, tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(wide.to_complex())
+        return tensor.to(wide if tensor.dim() <= 2 or name == "initial_state" else dtype)
+
+    return {name: stored(name, tensor) for name, tensor in tensors.items()}
 
 
 def results(run: Callable[..., Named], tensors: Named, backend: str) -> Named:
-    """Outputs and, under "d" + name, the gradients of a fixed weighted sum of them."""
+    """Outputs and, under "d" + name, the gradients of a fixed weighted sum of them; complex ones as pairs of reals."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     outputs = run(leaves, backend)
     generator = torch.Generator().manual_seed(1)
     weights = [to_sixteenths(torch.randn(y.shape, generator=generator)).to(y.device, y.dtype) for y in outputs.values()]
     gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), weights)
     named = {f"d{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
-    return {name: tensor.detach() for name, tensor in (outputs | named).items()}
+    found = {name: tensor.detach() for name, tensor in (outputs | named).items()}
+    return {name: torch.view_as_real(tensor) if tensor.is_complex() else tensor for name, tensor in found.items()}
 
 
 def compare(ours: Named, eager: Named, truth: Named) -> Iterator[tuple[str, float, float]]:
@@ -183,7 +218,7 @@ def check_case(backend: str, dtype: torch.dtype, case: tuple[Named, Callable], e
     tensors, run = case
     stored = stored_as(dtype, tensors)
     ours = results(run, stored, backend)
-    expected = {f"d{name}": tensor.dtype for name, tensor in stored.items()} | {
+    expected = {f"d{name}": tensor.dtype.to_real() for name, tensor in stored.items()} | {
         name: torch.promote_types(dtype, torch.float32) if name == "last_state" else dtype
         for name in ("y", "y_b", "last_state")
     }
@@ -195,7 +230,8 @@ def check_case(backend: str, dtype: torch.dtype, case: tuple[Named, Callable], e
 
 def check_backend(backend: str, device: str) -> Iterator[Row]:
     """One row per operator, mode and storage type; each covers the three layouts."""
-    cases = [("scan", mode, scan_case) for mode in SCAN_MODES] + [("conv1d", mode, conv_case) for mode in CONV_MODES]
+    cases = [("scan", mode, scan_case) for mode in SCAN_MODES] + [("s4d", mode, s4d_case) for mode in SCAN_MODES]
+    cases += [("conv1d", mode, conv_case) for mode in CONV_MODES]
     for operator, mode, make in cases:
         rows = [Row(operator, mode, dtype) for dtype in DTYPES[device]]
         for layout in LAYOUTS:

@@ -1,11 +1,35 @@
-"""The depthwise convolution in time that precedes the scan, in both directions."""
+"""The depthwise convolution in time that precedes the scan, in one direction and in both."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ssmvdm_kernels import backends, validation
-from ssmvdm_kernels.ops import BOTH, ConvTensors
+from ssmvdm_kernels.ops import BOTH, FORWARD, REVERSE, ConvTensors
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise convolution over time in one direction: y_t = act(bias + sum_k weight_k x_{t - (width-1) + k}).
+
+    `reverse=True` is the anti-causal direction, y_t = act(bias + sum_k weight_k x_{t + (width-1) - k}): the filter acts
+    as it would on the time-flipped sequence, and both tensors are in natural time order. Everything else, arguments,
+    layouts, autocast and errors, is as in `bidirectional_conv1d`.
+    """
+    caller = "causal_conv1d"
+    validation.check_choice(caller, "activation", activation, ("silu", None))
+    validation.check_flag(caller, "reverse", reverse)
+    tensors = validation.prepare_conv1d(caller, ConvTensors(x, weight, bias))
+    chosen = backends.select(caller, tensors.x, backend)
+    y, y_b = chosen.conv1d(tensors, REVERSE if reverse else FORWARD, activation == "silu")
+    return y_b if reverse else y
 
 
 def bidirectional_conv1d(

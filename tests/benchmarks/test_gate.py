@@ -7,8 +7,9 @@ import torch
 
 from benchmarks import eager
 from benchmarks.gate import CaptureTemporal, Check, Gate, layer_checks, training_checks
-from benchmarks.shapes import LAYERS, Network, layer_named
+from benchmarks.shapes import LAYER_NAMES, Network, all_layer_names, layer_named
 from ssmvdm import GaussianDiffusion
+from ssmvdm.temporal.mixers import StateSpaceLayer
 from ssmvdm_kernels import selective_scan
 
 SMALL = Network(base_channels=8, size=8, channel_mults=(1, 2))
@@ -24,7 +25,7 @@ def captured(name):
     return model, capture.inputs, loss.item()
 
 
-@pytest.mark.parametrize("name", [layer.name for layer in LAYERS])
+@pytest.mark.parametrize("name", all_layer_names())
 def test_an_honest_network_passes(name):
     model, inputs, loss = captured(name)
     assert len(inputs) == 6  # input, two down, middle, two up
@@ -33,7 +34,7 @@ def test_an_honest_network_passes(name):
     assert gate.first_failure() == ""
 
 
-@pytest.mark.parametrize("name", [layer.name for layer in LAYERS])
+@pytest.mark.parametrize("name", LAYER_NAMES)
 @pytest.mark.parametrize("error", [1e-4, math.nan])
 def test_a_layer_that_computes_something_else_fails(name, error):
     _, inputs, _ = captured(name)
@@ -44,7 +45,7 @@ def test_a_layer_that_computes_something_else_fails(name, error):
     assert "temporal layer 0" in gate.first_failure()
 
 
-@pytest.mark.parametrize("name", [layer.name for layer in LAYERS])
+@pytest.mark.parametrize("name", LAYER_NAMES)
 def test_a_layer_with_a_wrong_gradient_fails(name):
     _, inputs, _ = captured(name)
     layer = next(iter(inputs))
@@ -91,3 +92,9 @@ def test_the_eager_scan_agrees_with_the_specification():
 def test_an_unknown_layer_is_refused():
     with pytest.raises(TypeError, match="no plain form of temporal layer Linear"):
         eager.temporal_layer(torch.nn.Linear(2, 2), torch.zeros(1, 2, 1, 1, 1))
+
+
+def test_an_unknown_mixer_is_refused():
+    layer = StateSpaceLayer(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="no plain form of mixer Linear"):
+        eager.temporal_layer(layer, torch.zeros(1, 2, 1, 1, 1))

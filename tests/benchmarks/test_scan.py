@@ -101,10 +101,12 @@ def test_the_whole_benchmark_on_a_small_shape(tmp_path, capsys):
         assert row["ratio"] > 0.0
         assert row["gate"]["passed"]
     assert len(result["scaling"]) == 4
-    assert [row["length"] for row in result["memory"]] == [4, 8]
+    candidates = ("ours", "s4d-fft", "s4d-scan")
+    expected = [(length, candidate) for length in (4, 8) for candidate in candidates]
+    assert [(row["length"], row["candidate"]) for row in result["memory"]] == expected
     text = (tmp_path / "scan.md").read_text()
     assert text in capsys.readouterr().out
-    assert "Peak memory" in text
+    assert "Peak memory" in text and "S4D by scan and by FFT" in text
 
 
 def test_defaults_are_valid():

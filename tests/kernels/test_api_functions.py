@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from ssmvdm_kernels import available_backends, bidirectional_conv1d, bidirectional_selective_scan, selective_scan
+from ssmvdm_kernels import (
+    available_backends,
+    bidirectional_conv1d,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    selective_scan,
+)
 from ssmvdm_kernels.ops import dense_like
 
 from .cases import Case
@@ -107,6 +113,22 @@ def test_lengths_shorter_than_the_filter(backend):
     y, y_b = bidirectional_conv1d(**named, backend=backend)
     torch.testing.assert_close(y, bidirectional_conv1d(**named, backend="reference")[0])
     torch.testing.assert_close(y_b, bidirectional_conv1d(**named, backend="reference")[1])
+
+
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_direction_of_the_convolution_is_half_of_both(backend, reverse, activation):
+    """Output and gradients, bit for bit."""
+    named = {name: tensor.requires_grad_() for name, tensor in conv_arguments(shape=(2, 3, 9, 2), width=4).items()}
+    own = {name: named[f"{name}_b" if reverse else name] for name in ("weight", "bias")}
+    options = {"activation": activation, "backend": backend}
+    wanted = [named["x"], *own.values()]
+    half = bidirectional_conv1d(**named, **options)[reverse]
+    alone = causal_conv1d(named["x"], **own, reverse=reverse, **options)
+    assert torch.equal(alone, half)
+    dy = torch.randn_like(half)
+    gradients = [torch.autograd.grad(y, wanted, dy) for y in (alone, half)]
+    assert all(torch.equal(one, both) for one, both in zip(*gradients, strict=True))
 
 
 def test_inputs_stay_and_outputs_are_new(backend):

@@ -8,6 +8,7 @@ from ssmvdm_kernels import (
     available_backends,
     bidirectional_conv1d,
     bidirectional_selective_scan,
+    causal_conv1d,
     explain,
     selective_scan,
 )
@@ -253,3 +254,13 @@ def test_a_wrong_input_to_the_module(x, error, message):
 def test_a_wrong_question_to_explain(u, named, error):
     with pytest.raises(error, match=r"^explain: "):
         explain(u, **named)
+
+
+def test_one_direction_of_the_convolution_checks_its_arguments():
+    x, weight = torch.zeros(1, 2, 3), torch.zeros(2, 4)
+    with pytest.raises(TypeError, match="causal_conv1d: reverse must be True or False, but is 1"):
+        causal_conv1d(x, weight, reverse=1)
+    with pytest.raises(ValueError, match="causal_conv1d: activation must be one of 'silu', None, but is 'gelu'"):
+        causal_conv1d(x, weight, activation="gelu")
+    with pytest.raises(ValueError, match="causal_conv1d: weight must have the shape"):
+        causal_conv1d(x, weight[:1])

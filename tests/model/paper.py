@@ -11,6 +11,17 @@ from torch import Tensor, nn
 from ssmvdm import convert
 
 DATA = Path(__file__).parents[1] / "data" / "paper"
+LAYERS = (
+    "layer_s4d_v20",
+    "layer_bi-s4d_v10",
+    "layer_bi-s4d_v20",
+    "layer_s6_v20",
+    "layer_bi-s6_v1",
+    "layer_bi-s6_v2",
+    "layer_bi-s6_v10",
+    "layer_bi-s6_v20",
+)
+UNETS = ("unet_attn", "unet_bi-s4d_v20", "unet_bi-s6_v20")
 
 
 @dataclass
@@ -30,6 +41,11 @@ def load(name: str) -> Fixture:
         part, slash, rest = key.partition("/")
         parts[part if slash else ""][rest if slash else key] = tensor
     return Fixture(config, parts[""], parts["state_dict"], parts["grads"])
+
+
+def architecture(name: str) -> str:
+    """The authors' name of a layer's architecture, which is in the file's name."""
+    return name.split("_")[1]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

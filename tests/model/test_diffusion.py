@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from ssmvdm import GaussianDiffusion
 from ssmvdm.diffusion import cosine_betas, to_model_range, to_unit_range
@@ -19,9 +20,8 @@ def test_constants_of_the_paper():
 
 @pytest.mark.parametrize("timesteps", [8, 256])
 def test_equals_diffusers(timesteps):
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     ours = GaussianDiffusion(timesteps)
-    theirs = diffusers.DDPMScheduler(
+    theirs = DDPMScheduler(
         num_train_timesteps=timesteps, trained_betas=ours.betas.tolist(), variance_type="fixed_small", clip_sample=True
     )
     theirs.set_timesteps(timesteps)

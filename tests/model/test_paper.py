@@ -5,6 +5,7 @@ import torch
 
 from ssmvdm import GaussianDiffusion, convert
 from ssmvdm.diffusion import to_model_range
+from ssmvdm.temporal.s4d import S4D
 
 from . import paper
 
@@ -12,7 +13,7 @@ OUTPUT, GRADIENT = 1e-5, 1e-4
 
 
 @pytest.mark.parametrize("attention_backend", ["einsum", "sdpa"])
-@pytest.mark.parametrize("name", ["unet_attn", "unet_bi-s6_v20"])
+@pytest.mark.parametrize("name", paper.UNETS)
 def test_unet(name, attention_backend):
     truth = paper.load(name)
     x0, noise, t, x_t = (truth.tensors[key] for key in ("x0", "noise", "t", "x_t"))
@@ -30,12 +31,35 @@ def test_unet(name, attention_backend):
     paper.check_gradients(model, truth.grads, GRADIENT)
 
 
+def test_unet_by_fourier_transform():
+    truth = paper.load("unet_bi-s4d_v20")
+    model = convert.unet_from_paper(truth.config, truth.state_dict, s4d_form="fft")
+    assert {module.form for module in model.modules() if isinstance(module, S4D)} == {"fft"}
+    assert paper.relative_error(model(truth.tensors["x_t"], truth.tensors["t"]), truth.tensors["eps"]) < OUTPUT
+
+
+def test_every_file_is_used():
+    assert {path.stem for path in paper.DATA.glob("*.safetensors")} == {*paper.LAYERS, *paper.UNETS}
+
+
 @pytest.mark.parametrize("memory", ["lean", "fast"])
 @pytest.mark.parametrize("batched", [False, True], ids=["pixels", "batch"])
-def test_bidirectional_s6_layer(memory, batched):
+@pytest.mark.parametrize("name", paper.LAYERS)
+def test_layer(name, batched, memory):
     """The same layer whether the sequences are pixels of one video or videos of one pixel."""
-    truth = paper.load("layer_bi-s6_v20")
-    layer = convert.temporal_layer_from_paper("bi-s6", truth.config, truth.state_dict, memory=memory)
+    truth = paper.load(name)
+    arch = paper.architecture(name)
+    check_layer(convert.temporal_layer_from_paper(arch, truth.config, truth.state_dict, memory=memory), truth, batched)
+
+
+@pytest.mark.parametrize("name", [name for name in paper.LAYERS if "s4d" in name])
+def test_layer_by_fourier_transform(name):
+    truth = paper.load(name)
+    arch = paper.architecture(name)
+    check_layer(convert.temporal_layer_from_paper(arch, truth.config, truth.state_dict, s4d_form="fft"), truth, False)
+
+
+def check_layer(layer, truth, batched):
     sequences = truth.tensors["x"].clone().requires_grad_()
     if batched:
         y = layer(sequences.transpose(1, 2)[..., None, None])[..., 0, 0].transpose(1, 2)
@@ -44,4 +68,5 @@ def test_bidirectional_s6_layer(memory, batched):
     assert paper.relative_error(y, truth.tensors["y"]) < OUTPUT
     (y * truth.tensors["w"]).sum().backward()
     assert paper.relative_error(sequences.grad, truth.tensors["dx"]) < GRADIENT
+    assert set(truth.grads) == set(paper.paper_gradients(layer))
     paper.check_gradients(layer, truth.grads, GRADIENT)

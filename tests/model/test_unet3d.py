@@ -18,7 +18,7 @@ def small(layer="bi-s6", **options) -> UNet3D:
     return UNet3D(UNet3DConfig(base_channels=8, channel_mults=(1, 2), temporal=temporal, **options))
 
 
-@pytest.mark.parametrize("layer", ["attention", "linear-attention", "bi-s6", "none"])
+@pytest.mark.parametrize("layer", ["attention", "linear-attention", "s4d", "bi-s4d", "s6", "bi-s6", "none"])
 def test_shape_and_gradient_of_every_parameter(layer):
     """All parameters take part: none would stall distributed training as unused."""
     model = small(layer)
@@ -47,7 +47,7 @@ def test_options(options):
 
 def test_four_levels_have_ten_temporal_layers():
     model = UNet3D(UNet3DConfig(base_channels=8))
-    assert sum(type(module).__name__ == "BidirectionalS6" for module in model.modules()) == 10
+    assert sum(type(module).__name__ == "StateSpaceLayer" for module in model.modules()) == 10
 
 
 def test_conditioning_and_guidance():
@@ -178,10 +178,11 @@ def test_bytes_saved_by_plain_autograd_are_those_of_the_published_network(layer,
 
 @pytest.mark.parametrize("frames", [64, 256])
 def test_lean_layers_save_only_their_inputs(frames):
-    """bi-S6: its input, without any of its norm's, and the output of W_in, four times as wide."""
+    """With mixer "mamba": its input, without any of its norm's, and the output of W_in, four times as wide."""
     pixels_by_width = 2 * 1024 + 256 * 2 + 64 * 4 + 16 * 8 * 2 + 16 * 4 + 64 * 2 + 256 + 1024  # the ten layers
     one_tensor = pixels_by_width * 112 * frames * 4 / GIB
     rest = saved_gib(TemporalConfig(layer="none", heads=14), frames, "lean")
-    assert saved_gib(TemporalConfig(layer="bi-s6", heads=14), frames, "lean") - rest < 5.01 * one_tensor
+    for layer in ("bi-s6", "s6"):
+        assert saved_gib(TemporalConfig(layer=layer, heads=14), frames, "lean") - rest < 5.01 * one_tensor
     fused = [saved_gib(TemporalConfig(layer="attention", heads=14), f, "lean") for f in (frames, 2 * frames)]
     assert fused[1] < 2.01 * fused[0]
