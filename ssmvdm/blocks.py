@@ -32,7 +32,7 @@ class ChannelNorm(nn.Module):
 class PreNormResidual(nn.Module):
     """x + layer(norm(x)); keyword arguments go to the layer.
 
-    With memory "lean", a layer whose class says `absorbs_norm = True` gets x itself and the norm as keyword `norm`, so
+    With memory "lean", a layer that says `absorbs_norm = True` gets x itself and the norm as keyword `norm`, so
     that it can keep x in place of norm(x).
     """
 

@@ -62,9 +62,9 @@ class MambaMixer(nn.Module):
         weight = self.in_proj.weight
         if x.dtype != weight.dtype and autocast_dtype(x) is None:
             raise TypeError(f"{name}: x must be {weight.dtype} like the parameters, but is {x.dtype}.")
-        return self.mix(project(x, weight, self.in_proj.bias))
+        return self.finish(project(x, weight, self.in_proj.bias))
 
-    def mix(self, xz: Tensor) -> Tensor:
+    def finish(self, xz: Tensor) -> Tensor:
         """All that follows W_in, for a caller that has multiplied with `in_proj` himself: xz = W_in x, (batch,
         2 inner, length, *lanes) -> (batch, channels, length, *lanes)."""
         directions = [own.tensors() for own in (self.causal, self.anticausal) if own is not None]

@@ -210,7 +210,7 @@ class StateSpaceLayer(nn.Module):
         if isinstance(self.mixer, Mixer):
             return self.mixer(x, norm)
         first = self.mixer.in_proj
-        return self.mixer.mix(norm_project(x, norm.gain, norm.eps, first.weight, first.bias))
+        return self.mixer.finish(norm_project(x, norm.gain, norm.eps, first.weight, first.bias))
 
 
 MIXERS: dict[str, Callable[..., Mixer]] = {

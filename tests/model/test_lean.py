@@ -17,7 +17,7 @@ from ssmvdm.lean import pieces
 from ssmvdm.temporal import build_temporal_layer
 
 EPS = 1e-5
-TEMPORAL = ("attention", "linear-attention", "bi-s6")
+TEMPORAL = ("attention", "linear-attention", "bi-s6", "s6", "bi-s4d")
 LAYOUTS = ("contiguous", "channels-last", "sliced", "frames-first")
 
 
