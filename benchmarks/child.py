@@ -1,21 +1,21 @@
-"""One measurement in a process of its own: `python -m benchmarks.child` reads a JSON request from standard input and
-writes one JSON line to standard output. Nothing measured before can have left its memory behind here.
+"""The measurements, each run in a process of its own by `benchmarks.children`.
 
 Requests: {"task": "training", "layer", "frames", "network", "threads", "repeats", "seconds", "memory_limit_bytes"}
           {"task": "saved", "layer", "frames": [...], "network", "threads"}
+          {"task": "modes", "layer", "frames", "network", "threads", "repeats", "seconds"}
           {"task": "scan_peak", "shape", "dtype", "threads"}
           {"task": "environment", "threads"}
 """
 
 import gc
-import json
-import os
-import sys
 import time
+import traceback
+from dataclasses import replace
 
 import torch
+import torch._dynamo  # what an optimizer imports when it is made: here, before anything is timed
 
-from benchmarks import environment, process_memory
+from benchmarks import environment, process_memory, timing
 from benchmarks.gate import CaptureTemporal, Check, Gate, layer_checks, training_checks
 from benchmarks.saved import count_parameters, network_saved_bytes, saved_bytes
 from benchmarks.scan_peak import scan_peak
@@ -25,6 +25,7 @@ from ssmvdm.data import maze
 from ssmvdm.diffusion import to_model_range
 
 WARM_UP = Network(base_channels=8, size=8)
+GRADIENT_FLOOR = 1e-4  # gradients of the bench network are compared on this scale at least
 CROSS_CHECK = (Network(base_channels=16, size=16, heads=2), 8)  # network and frames small enough to count on the CPU
 
 
@@ -106,6 +107,34 @@ def rename(check: Check, prefix: str) -> Check:
     return Check(prefix + check.name, check.value, check.bound)
 
 
+def modes(request: dict) -> dict:
+    """What memory "lean" costs: time of a training step over that of "fast", in turns in one process. The gate: both
+    modes have the same loss and the same gradients, to rounding."""
+    layer, network = layer_named(request["layer"]), Network(**request["network"])
+    steps = {mode: TrainingStep(replace(network, memory=mode), layer, request["frames"]) for mode in ("fast", "lean")}
+    batch = steps["fast"].batch(0)
+    losses = {mode: step.loss(*batch) for mode, step in steps.items()}
+    for loss in losses.values():
+        loss.backward()
+    pairs = zip(*(step.model.parameters() for step in steps.values()), strict=True)
+    differences = [(a.grad - b.grad).abs().max() / a.grad.abs().max().clamp(min=GRADIENT_FLOOR) for a, b in pairs]
+    gate = Gate(
+        (
+            Check("loss, lean against fast", abs(losses["lean"].item() / losses["fast"].item() - 1.0), 1e-5),
+            Check("a parameter's gradient, lean against fast", max(differences).item(), 1e-3),
+        )
+    )
+    if not gate.has_passed:
+        return {"gate": gate.as_json(), "status": "gate failed", "detail": gate.first_failure()}
+    del losses
+    functions = {mode: (lambda step=step: step.run(*batch)) for mode, step in steps.items()}
+    samples = timing.interleaved(functions, 2 * request["repeats"] + 1, request["seconds"])
+    return {
+        "gate": gate.as_json(), "status": "ok", "detail": "", "step_seconds": samples,
+        "ratio": timing.ratio(samples["lean"], samples["fast"]),
+    }  # fmt: skip
+
+
 def saved(request: dict) -> dict:
     """Saved bytes for each number of frames, on fake tensors. The gate is a small network of the same layers: its count
     on fake tensors is that on real ones, and backward reaches every parameter."""
@@ -132,27 +161,22 @@ def saved(request: dict) -> dict:
 
 TASKS = {
     "training": training,
+    "modes": modes,
     "saved": saved,
     "scan_peak": scan_peak,
     "environment": lambda request: environment.describe(request["threads"]),
 }
 
 
-def main() -> None:
-    request = json.load(sys.stdin)
-    answer_stream = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answer
+def answer(request: dict) -> dict:
+    """What the measurement gives, or {"status", "detail"} for one that ran out of memory or broke."""
     process_memory.volunteer_for_oom_kill()
     torch.set_num_threads(request["threads"])
     try:
-        answer = TASKS[request["task"]](request)
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
-            raise
-        answer = {"status": "out of memory", "detail": f"an allocation failed: {str(error).splitlines()[0]}"}
-    json.dump(answer, answer_stream)
-    answer_stream.flush()
-
-
-if __name__ == "__main__":
-    main()
+        return TASKS[request["task"]](request)
+    except Exception as error:  # whatever it is, the other measurements go on
+        message = (str(error).splitlines() or ["no message"])[0]
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            return {"status": "out of memory", "detail": f"an allocation failed: {message}"}
+        traceback.print_exc()
+        return {"status": "error", "detail": f"{type(error).__name__}: {message}"}

@@ -4,17 +4,16 @@ Every training measurement runs in a fresh process and counts only if it passes 
 or takes too long is a result too; the others go on.
 """
 
-import json
 import os
-import subprocess
-import sys
 import time
 import webbrowser
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from benchmarks.children import call_child
 from benchmarks.environment import busy_warning, device_name, device_slug
 from benchmarks.errors import InputError
 from benchmarks.process_memory import available_bytes
@@ -22,7 +21,7 @@ from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, all_layer_names
 
 RESULTS = Path("benchmarks/results")  # under the working directory
 SECONDS_PER_CONFIGURATION = 12.0  # after which no further repeat begins
-TIMEOUT_SECONDS = 300.0
+COMPARED_FRAMES = 64  # or what is nearest to it, for the comparison of memory modes
 AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
 
 
@@ -31,8 +30,9 @@ class MemoryOptions:
     """Memory and time of a training step against frames, for every temporal layer.
 
     Trains a small 3-D U-Net (Adam, l2) on clips of the embedded maze walk, one fresh process per layer and number of
-    frames, and counts the bytes that the paper's full network saves for backward, which needs no memory. Writes
-    memory.json, .csv, .html and the plot as .svg and .png, light and dark.
+    frames, compares the time of memory "lean" with that of "fast", and counts the bytes that the paper's full network
+    saves for backward, which needs no memory. Writes memory.json, .csv, .html and the plot as .svg and .png, light and
+    dark.
     """
 
     layers: tuple[str, ...] = LAYER_NAMES
@@ -133,7 +133,9 @@ def measure(options: MemoryOptions, advance: Callable[[str, float, float], None]
     layers = [layer_named(name) for name in all_layer_names() if name in options.layers]
     frames = sorted(options.frames)
     work = [(layer, count) for count in frames for layer in layers]  # short ones first: a first impression comes early
-    total = sum(cost(count) for _, count in work) + (0.0 if options.skip_paper else cost(16) * len(layers))
+    compared = nearest(frames, COMPARED_FRAMES)
+    total = sum(cost(count) for _, count in work) + cost(2 * compared) * len(layers)
+    total += 0.0 if options.skip_paper else cost(16) * len(layers)
     done = 0.0
     advance("environment", done, total)
     result = {
@@ -145,6 +147,7 @@ def measure(options: MemoryOptions, advance: Callable[[str, float, float], None]
             "frames": frames, "memory_limit_bytes": options.limit_bytes(), "paper_network": Network.paper().as_json(),
         },
         "training": [],
+        "modes": [],
         "saved": [],
     }  # fmt: skip
     if result["environment"].get("status"):
@@ -158,12 +161,27 @@ def measure(options: MemoryOptions, advance: Callable[[str, float, float], None]
         }  # fmt: skip
         result["training"].append({"layer": layer.name, "frames": count} | call_child(request))
         done += cost(count)
-    for layer in layers if not options.skip_paper else []:
-        advance(f"{layer.label}, paper's setting", done, total)
-        result["saved"].extend(saved_rows(layer.name, frames, options.threads))
-        done += cost(16)
+    for layer in layers:
+        advance(f"{layer.label}, lean against fast", done, total)
+        request = {
+            "task": "modes", "layer": layer.name, "frames": compared, "network": network.as_json(),
+            "threads": options.threads, "repeats": options.repeats, "seconds": SECONDS_PER_CONFIGURATION / 2,
+        }  # fmt: skip
+        result["modes"].append({"layer": layer.name, "frames": compared} | call_child(request))
+        done += cost(2 * compared)
+    # Counting takes one thread and no clock: as many layers at a time as there are threads.
+    with ThreadPoolExecutor(options.threads) as pool:
+        counted = [] if options.skip_paper else layers
+        for layer, rows in zip(counted, pool.map(lambda x: saved_rows(x.name, frames), counted), strict=True):
+            result["saved"].extend(rows)
+            done += cost(16)
+            advance(f"paper's setting, {layer.label} counted", done, total)
     advance("writing", total, total)
     return result
+
+
+def nearest(values: list[int], wanted: int) -> int:
+    return min(values, key=lambda value: abs(value - wanted))
 
 
 def cost(frames: int) -> float:
@@ -171,37 +189,12 @@ def cost(frames: int) -> float:
     return 32.0 + frames
 
 
-def saved_rows(name: str, frames: list[int], threads: int) -> list[dict]:
+def saved_rows(name: str, frames: list[int]) -> list[dict]:
     """One row per number of frames, also when the child fails as a whole."""
     network = Network.paper().as_json()
-    answer = call_child({"task": "saved", "layer": name, "frames": frames, "network": network, "threads": threads})
+    answer = call_child({"task": "saved", "layer": name, "frames": frames, "network": network, "threads": 1})
     rows = answer.get("rows") or [{"frames": count} | answer for count in frames]
     return [{"layer": layer_named(name).name} | row for row in rows]
-
-
-def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
-    """The child's answer, or {"status", "detail"} saying in words why there is none."""
-    threads = str(request["threads"])
-    here = str(Path(__file__).resolve().parent.parent)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "SSMVDM_STRICT": "1",  # a measurement of the slow reference would be a lie
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
-    }
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.child"],
-            input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=timeout,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"status": "timeout", "detail": f"not done after {timeout:.0f} s"}
-    if child.returncode == -9:
-        return {"status": "out of memory", "detail": "killed by the system (signal 9)"}
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"status": "error", "detail": f"exit status {child.returncode}: {last}"}
-    return json.loads(child.stdout)
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:

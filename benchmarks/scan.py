@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import environment, rivals, timing
+from benchmarks.children import call_child
 from benchmarks.gate import Gate
-from benchmarks.memory import call_child
 from benchmarks.report import prepare_folder
 from benchmarks.scan_case import Shape, gate_ours, gate_rival, gradients, like_output, our_tensors, run_ours
 from benchmarks.scan_options import ScanOptions

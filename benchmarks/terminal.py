@@ -51,9 +51,25 @@ def memory_table(result: dict) -> Iterator[Table]:
     setting = f"base {network['base_channels']}, {network['size']}x{network['size']}, batch 1"
     yield _table(f"Peak memory of a training step, MiB ({setting})", result["training"], frames, _peak)
     yield _table(f"Time of a training step, s ({setting})", result["training"], frames, _seconds)
+    yield _modes_table(result["modes"])
     if result["saved"]:
         title = "Saved for backward, GiB (paper's setting: base 112, 32x32, batch 1)"
         yield _table(title, result["saved"], frames, lambda row: f"{row['saved_bytes'] / GIB:.2f}")
+
+
+def _modes_table(rows: list[dict]) -> Table:
+    table = Table(title='Time of a training step, memory "lean" over "fast"', title_justify="left", title_style="bold")
+    table.add_column("temporal layer")
+    table.add_column(f"{rows[0]['frames']} frames", justify="right")
+    for row in rows:
+        table.add_row(layer_named(row["layer"]).label, ratio_cell(row) if row["status"] == "ok" else row["status"])
+    return table
+
+
+def ratio_cell(row: dict) -> str:
+    """Ratio of a comparison of modes and the two medians in seconds."""
+    lean, fast = (median(x for x in row["step_seconds"][mode] if x is not None) for mode in ("lean", "fast"))
+    return f"{row['ratio']:.2f} ({lean:.2f} / {fast:.2f} s)"
 
 
 def _peak(row: dict) -> str:

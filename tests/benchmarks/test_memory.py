@@ -2,13 +2,18 @@
 
 import csv
 import json
+import multiprocessing
 import os
+import signal
+import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from benchmarks import memory, report
-from benchmarks.memory import MemoryOptions, call_child
+from benchmarks.children import call_child
+from benchmarks.memory import MemoryOptions
 from benchmarks.shapes import GIB, Network
 from ssmvdm import cli
 
@@ -51,6 +56,10 @@ def test_every_configuration_has_numbers_behind_a_passed_gate(folder):
         (layer, frames) for layer in ("linear-attention", "bi-s6") for frames in (2, 4)
     }
     assert all(row["status"] == "ok" and row["gate"]["passed"] for row in result["saved"])
+    assert [(row["layer"], row["frames"]) for row in result["modes"]] == [("linear-attention", 4), ("bi-s6", 4)]
+    for row in result["modes"]:
+        assert row["status"] == "ok", row["detail"]
+        assert row["ratio"] > 0.0 and row["gate"]["passed"]
     environment = result["environment"]
     assert environment["threads"] == 1
     assert {"device", "date", "commit", "torch"} <= environment.keys()
@@ -59,7 +68,7 @@ def test_every_configuration_has_numbers_behind_a_passed_gate(folder):
 def test_csv_has_a_line_per_row(folder):
     with (folder / "memory.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 8
+    assert len(rows) == 10
     assert all(row["status"] == "ok" and row["gate_passed"] == "True" for row in rows)
     training = [row for row in rows if row["measure"] == "training"]
     assert all(float(row["step_seconds_min"]) <= float(row["step_seconds_median"]) for row in training)
@@ -92,7 +101,7 @@ def test_a_report_can_be_drawn_again(folder, tmp_path, capsys):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["training", "settings", "environment", "wall_seconds"])
+@pytest.mark.parametrize("damage", ["training", "modes", "settings", "environment", "wall_seconds"])
 def test_a_damaged_result_is_refused(folder, tmp_path, capsys, damage):
     result = json.loads((folder / "memory.json").read_text())
     del result[damage]
@@ -108,6 +117,8 @@ def test_what_has_no_number_is_shown_in_words(folder, tmp_path):
         for number in ("step_seconds", "peak_bytes", "saved_bytes"):
             del row[number]
         row |= {"status": status, "detail": "because <of> this"}
+    del result["modes"][0]["ratio"], result["modes"][0]["step_seconds"]
+    result["modes"][0] |= {"status": "timeout", "detail": "because <of> this"}
     report.write_all(result, tmp_path)
     page = (tmp_path / "memory.html").read_text()
     for status in ("out of memory", "gate failed", "timeout", "error"):
@@ -134,22 +145,32 @@ def test_a_child_that_takes_too_long_is_a_result():
     assert call_child(request(), timeout=0.5)["status"] == "timeout"
 
 
-def test_a_child_that_breaks_is_a_result():
+def test_a_child_that_breaks_is_a_result(capfd):
     answer = call_child(request(layer="lstm"))
     assert answer["status"] == "error"
     assert "unknown layer 'lstm'" in answer["detail"]
 
 
-def test_a_killed_child_is_a_result_and_the_others_go_on(monkeypatch):
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_a_killed_child_is_a_result():
     """Signal 9 is what the system's out-of-memory killer sends."""
-    real = memory.subprocess.run
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(call_child, request(frames=256, repeats=100))
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.01)
+        os.kill(children[0].pid, signal.SIGKILL)
+        assert answer.result()["status"] == "out of memory"
+        assert "signal 9" in answer.result()["detail"]
 
-    def run(command, **options):
-        if '"frames": 2,' in options.get("input", ""):
-            command = ["sh", "-c", "kill -9 $$"]
-        return real(command, **options)
 
-    monkeypatch.setattr(memory.subprocess, "run", run)
+def test_after_a_failure_the_others_go_on(monkeypatch):
+    real = memory.call_child
+
+    def call(request, **options):
+        failure = {"status": "out of memory", "detail": "killed by the system (signal 9)"}
+        return failure if request.get("frames") == 2 else real(request, **options)
+
+    monkeypatch.setattr(memory, "call_child", call)
     options = MemoryOptions(layers=("linear-attention",), frames=(2, 3), size=8, base_channels=8, repeats=1, threads=1,
                             skip_paper=True)  # fmt: skip
     result = memory.measure(options, lambda *progress: None)

@@ -161,7 +161,7 @@ def test_gradient_of_a_sum_is_an_expanded_tensor(layout, merge, backend):
         truth_of.check(name, leaves[name].grad)
 
 
-# QUALITY's limit for dA at strong decay; a h_before recovered as h - d u B has 22 % at -16 and 97 % at -20.
+# The limit for dA at strong decay; a h_before recovered as h - d u B has 22 % at -16 and 97 % at -20.
 STRONG_DECAY_LIMIT = 1e-5
 
 

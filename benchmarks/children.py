@@ -1,0 +1,53 @@
+"""Measurements in processes of their own: nothing measured before can have left its memory or its caches behind.
+
+Every process is forked from a server that has imported torch and computed nothing, so that a measurement does not wait
+for imports. Where the system has no such servers, processes start from nothing.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+
+TIMEOUT_SECONDS = 300.0
+
+
+def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
+    """The answer of `benchmarks.child` to a request, or {"status", "detail"} saying in words why there is none."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = _context().Process(target=_answer, args=(request, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(timeout):
+            return {"status": "timeout", "detail": f"not done after {timeout:.0f} s"}
+        return receiver.recv()
+    except EOFError:  # it died before it could answer
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            return {"status": "out of memory", "detail": "killed by the system (signal 9)"}
+        return {"status": "error", "detail": f"ended without an answer, exit status {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.child"])
+    return context
+
+
+def _answer(request: dict, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it without a word; the parent says them
+    os.dup2(2, 1)  # whatever a library prints must not mix with the parent's output
+    os.environ["SSMVDM_STRICT"] = "1"  # a measurement of the slow reference would be a lie
+    from benchmarks import child
+
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        sender.send(child.answer(request))
