@@ -128,7 +128,7 @@ def modes(request: dict) -> dict:
         return {"gate": gate.as_json(), "status": "gate failed", "detail": gate.first_failure()}
     del losses
     functions = {mode: (lambda step=step: step.run(*batch)) for mode, step in steps.items()}
-    samples = timing.interleaved(functions, 2 * request["repeats"] + 1, request["seconds"])
+    samples = timing.interleaved(functions, 2 * request["repeats"] - 1, request["seconds"])
     return {
         "gate": gate.as_json(), "status": "ok", "detail": "", "step_seconds": samples,
         "ratio": timing.ratio(samples["lean"], samples["fast"]),

@@ -20,8 +20,8 @@ from benchmarks.process_memory import available_bytes
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, all_layer_names, layer_named
 
 RESULTS = Path("benchmarks/results")  # under the working directory
-SECONDS_PER_CONFIGURATION = 12.0  # after which no further repeat begins
-COMPARED_FRAMES = 64  # or what is nearest to it, for the comparison of memory modes
+SECONDS_PER_CONFIGURATION = 8.0  # after which no further repeat begins
+COMPARED_FRAMES = 32  # or what is nearest to it, for the comparison of memory modes
 AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
 
 

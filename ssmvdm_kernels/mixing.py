@@ -78,9 +78,9 @@ class _LeanMix(torch.autograd.Function):
     def backward(ctx, dout):
         xz, out_weight, out_bias, *parameters = ctx.saved_tensors
         directions = _directions(parameters)
-        with _autocast(xz.device.type, ctx.low):
+        with autocast_to(xz.device.type, ctx.low):
             inputs = _inputs(xz, directions)
-        with _autocast(xz.device.type, None):
+        with autocast_to(xz.device.type, None):
             dy = product(dout, out_weight.to(dout.dtype).t())
             gradients, y = _scan_gradients(dy, inputs.scan, _way(directions))
             dout_weight = weight_gradient(dout, y).to(out_weight.dtype)
@@ -103,7 +103,7 @@ def _backend(x: Tensor):
     return backends.select("MambaMixer", x, "auto")
 
 
-def _autocast(device_type: str, low: torch.dtype | None):
+def autocast_to(device_type: str, low: torch.dtype | None):
     """Autocast to `low`, or none for None, whatever holds where backward is called."""
     if low is not None:
         return torch.autocast(device_type, low)

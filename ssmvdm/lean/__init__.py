@@ -9,8 +9,10 @@ convolution runs twice. All are differentiable once, in any floating dtype, and 
 from ssmvdm.lean.channel_norm import channel_norm, norm_heads, norm_project
 from ssmvdm.lean.convolution import convolve_parts, norm_silu, norm_silu_conv
 from ssmvdm.lean.linear_attention import norm_linear_attention
+from ssmvdm.lean.s4d_mixer import can_mix, s4d_mix
 
 __all__ = [
+    "can_mix",
     "channel_norm",
     "convolve_parts",
     "norm_heads",
@@ -18,4 +20,5 @@ __all__ = [
     "norm_project",
     "norm_silu",
     "norm_silu_conv",
+    "s4d_mix",
 ]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssmvdm.lean import norm_project
+from ssmvdm import lean
 from ssmvdm.temporal.pointwise import Pointwise, wide
 from ssmvdm.temporal.registry import register
 from ssmvdm.temporal.s4d import S4D
@@ -58,8 +58,11 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         projected = self.project(x, norm)
         if self.memory == "lean" and torch.is_grad_enabled():
-            return checkpoint(self.mix, *projected, use_reentrant=False, preserve_rng_state=False)
+            return self.mix_lean(*projected)
         return self.mix(*projected)
+
+    def mix_lean(self, *projected: Tensor) -> Tensor:
+        return checkpoint(self.mix, *projected, use_reentrant=False, preserve_rng_state=False)
 
     def project(self, x: Tensor, norm: nn.Module | None) -> tuple:
         return x, norm
@@ -175,6 +178,15 @@ class GatedConvMixer(Mixer):
             )
         return self.out_proj(self.core(*inputs, z=z, merge="sum"))
 
+    def mix_lean(self, *projected: Tensor) -> Tensor:
+        (xz,) = projected
+        if not isinstance(self.core, S4D) or self.core.form != "scan" or not lean.can_mix(xz):
+            return super().mix_lean(xz)
+        filters = ((own.weight, own.bias) for own in (self.causal_conv, self.anticausal_conv) if own is not None)
+        maps = ((*own.discretised(), own.D) for own in (self.core.causal, self.core.anticausal) if own is not None)
+        directions = [(*own_filter, *own_map) for own_filter, own_map in zip(filters, maps, strict=True)]
+        return lean.s4d_mix(xz, directions, self.out_proj.weight, self.out_proj.bias)
+
 
 class DepthwiseFilter(nn.Module):
     """One filter in time per channel, weight (channels, width), and a bias; uniform in +-width^-1/2 at first."""
@@ -210,7 +222,7 @@ class StateSpaceLayer(nn.Module):
         if isinstance(self.mixer, Mixer):
             return self.mixer(x, norm)
         first = self.mixer.in_proj
-        return self.mixer.finish(norm_project(x, norm.gain, norm.eps, first.weight, first.bias))
+        return self.mixer.finish(lean.norm_project(x, norm.gain, norm.eps, first.weight, first.bias))
 
 
 MIXERS: dict[str, Callable[..., Mixer]] = {

@@ -8,6 +8,7 @@ import torch
 from ssmvdm import TemporalConfig
 from ssmvdm.temporal import build_temporal_layer
 from ssmvdm.temporal.s4d import S4D
+from ssmvdm_kernels import ops_s4d
 
 MERGES = ("sum", "cat", "none")
 
@@ -122,3 +123,26 @@ def test_bfloat16_keeps_its_parameters_arithmetic_wide(form):
     wide = layer.float()(x.float())  # the same rounded parameters
     assert y.dtype == torch.bfloat16
     assert (y.float() - wide).norm() < 2e-2 * wide.norm()
+
+
+class CountScans(torch.utils._python_dispatch.TorchDispatchMode):
+    """Calls of the S4D operators in its scope."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function in (ops_s4d.s4d_forward, ops_s4d.s4d_backward):
+            self.calls.append(function)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("layer", ["s4d", "bi-s4d"])
+def test_the_lean_mixer_runs_no_second_forward_scan(layer):
+    with torch.device("meta"):
+        module = build_temporal_layer(8, TemporalConfig(layer=layer, memory="lean"))
+        x = torch.empty(1, 8, 3, 2, 2, requires_grad=True)
+    with CountScans() as scans:
+        module(x).sum().backward()
+    assert scans.calls == [ops_s4d.s4d_forward, ops_s4d.s4d_backward]

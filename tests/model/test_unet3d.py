@@ -184,6 +184,7 @@ def test_lean_layers_save_only_their_inputs(frames):
     rest = saved_gib(TemporalConfig(layer="none", heads=14), frames, "lean")
     for layer, mixer, videos in (("bi-s6", "mamba", 5), ("bi-s4d", "mamba", 5), ("s6", "mamba", 5), ("s6", "glu", 1)):
         temporal = TemporalConfig(layer=layer, mixer=mixer, heads=14)
-        assert saved_gib(temporal, frames, "lean") - rest < (videos + 0.01) * one_tensor
+        coefficients = 0.006 if layer == "bi-s4d" else 0.0  # of size (channels, modes), whatever the frames
+        assert saved_gib(temporal, frames, "lean") - rest < (videos + 0.01) * one_tensor + coefficients
     fused = [saved_gib(TemporalConfig(layer="attention", heads=14), f, "lean") for f in (frames, 2 * frames)]
     assert fused[1] < 2.01 * fused[0]
