@@ -131,6 +131,7 @@ def modes(request: dict) -> dict:
     samples = timing.interleaved(functions, 2 * request["repeats"] - 1, request["seconds"])
     return {
         "gate": gate.as_json(), "status": "ok", "detail": "", "step_seconds": samples,
+        "parameters": count_parameters(steps["lean"].model),
         "ratio": timing.ratio(samples["lean"], samples["fast"]),
     }  # fmt: skip
 

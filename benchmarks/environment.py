@@ -27,7 +27,8 @@ def device_slug(name: str) -> str:
 
 
 def commit() -> str:
-    """Commit of the checkout this file lies in, with "+" if tracked files differ; "unknown" outside of one."""
+    """Commit of the checkout this file lies in, with "+" if tracked files other than results differ; "unknown" outside
+    of one."""
     folder = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
@@ -38,7 +39,8 @@ def commit() -> str:
         if Path(git("rev-parse", "--show-toplevel") or "/") != folder:
             return "unknown"  # site-packages inside somebody else's checkout
         head = git("rev-parse", "--short=10", "HEAD")
-        return head + ("+" if head and git("status", "--porcelain", "--untracked-files=no") else "") or "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return head + ("+" if head and changed else "") or "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
 

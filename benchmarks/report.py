@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks.environment import busy_warning, one_line
 from benchmarks.errors import InputError
 from benchmarks.shapes import GIB, layer_named
-from benchmarks.terminal import ratio_cell
+from benchmarks.terminal import parameters_cell, ratio_cell
 
 STEM = "memory"
 CSV_FIELDS = (
@@ -81,7 +81,7 @@ def _check(result: dict) -> None:
     for row in result["training"] + result["saved"]:
         if row["layer"] not in settings["layers"] or row["frames"] not in settings["frames"]:
             raise ValueError(f"row {row['layer']!r}, {row['frames']!r}")
-        _ = str(row["status"]), str(row["detail"])
+        _ = str(row["status"]), str(row["detail"]), parameters_cell([row])
         if row["status"] == "ok" and row in result["training"]:
             _ = median(row["peak_bytes"]) + median(row["step_seconds"]) + row["saved_bytes"]
         elif row["status"] == "ok":
@@ -207,10 +207,11 @@ def _table(title: str, caption: str, rows: list[dict], settings: dict, cell) -> 
                 cells.append(f"<td>{cell(row)}</td>")
             else:
                 cells.append(f'<td class=bad title="{html.escape(row["detail"])}">{html.escape(row["status"])}</td>')
-        body.append(f"<tr><th scope=row>{html.escape(layer_named(name).label)}</th>{''.join(cells)}</tr>")
+        label, parameters = html.escape(layer_named(name).label), parameters_cell(by_frames.values())
+        body.append(f"<tr><th scope=row>{label}</th><td>{parameters}</td>{''.join(cells)}</tr>")
     return (
-        f"<h2>{title}</h2><p>{caption}</p><div class=scroll><table><thead><tr><th>frames</th>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f"<h2>{title}</h2><p>{caption}</p><div class=scroll><table><thead><tr><th>frames</th>"
+        f"<th scope=col>parameters</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

@@ -1,7 +1,7 @@
 """What a benchmark shows while and after it runs: a progress bar with the time left, and tables."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
 
@@ -83,10 +83,17 @@ def _seconds(row: dict) -> str:
 def _table(title: str, rows: list[dict], frames: list[int], cell: Callable[[dict], str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("temporal layer")
+    table.add_column("parameters", justify="right")
     for count in frames:
         table.add_column(f"{count} frames", justify="right")
     for name in dict.fromkeys(row["layer"] for row in rows):
         by_frames = {row["frames"]: row for row in rows if row["layer"] == name}
         cells = [cell(row) if row["status"] == "ok" else f"[red]{row['status']}[/]" for row in by_frames.values()]
-        table.add_row(layer_named(name).label, *cells)
+        table.add_row(layer_named(name).label, parameters_cell(by_frames.values()), *cells)
     return table
+
+
+def parameters_cell(rows: Iterable[dict]) -> str:
+    """Parameters of the network in millions, from the first row of a layer that has them."""
+    counts = [row["parameters"] for row in rows if "parameters" in row]
+    return f"{counts[0] / 1e6:.2f} M" if counts else "–"

@@ -3,7 +3,8 @@
 Plain autograd keeps every intermediate that a derivative names. Each formula here is the derivative of a chain of cheap
 steps around one product or convolution, written by hand: it saves the chain's input, which most often is saved anyway
 by what came before, and walks the chain again in backward. Nothing here is a second forward pass of the network: no
-convolution runs twice. All are differentiable once, in any floating dtype, and follow autocast as the plain modules do.
+spatial convolution and no scan runs twice. All are differentiable once, in any floating dtype, and follow autocast as
+the plain modules do.
 """
 
 from ssmvdm.lean.channel_norm import channel_norm, norm_heads, norm_project
