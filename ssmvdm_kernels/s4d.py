@@ -26,8 +26,9 @@ def s4d_scan(
         h_t = decay h_{t-1} + u_t
         y_t = (2 Re sum_n weight_n h_{n,t} + D u_t) * silu(z_t)
 
-    This is the causal convolution of u with k_l = 2 Re sum_n weight_n decay_n^l, without a transform: exact for every
-    length, and linear in it. `reverse=True` runs t = length-1 .. 0 on tensors in natural time order.
+    This is the causal convolution of u with k_l = 2 Re sum_n weight_n decay_n^l, without a transform and without
+    padding; kernels walk the recurrence or, over few time steps, convolve directly, whichever is less work.
+    `reverse=True` runs t = length-1 .. 0 on tensors in natural time order.
 
     Args:
         u: (batch, channels, length, *lanes), float32, bfloat16, float16 or float64; strides as in `selective_scan`.

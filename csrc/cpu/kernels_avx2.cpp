@@ -22,6 +22,7 @@ namespace avx2 {
 #include "scan_common.h"
 #include "scan_forward.h"
 #include "scan_backward.h"
+#include "s4d_direct.h"
 #include "s4d_forward.h"
 #include "s4d_backward.h"
 #include "conv.h"

@@ -10,6 +10,7 @@ namespace float64 {
 #include "scan_common.h"
 #include "scan_forward.h"
 #include "scan_backward.h"
+#include "s4d_direct.h"
 #include "s4d_forward.h"
 #include "s4d_backward.h"
 #include "conv.h"

@@ -17,7 +17,9 @@ struct Plan {
   int64_t partials, splits;  // tasks = partials * splits: a run of units, a run of segments
   int64_t together;          // neighbouring units whose rows lie in the same cache lines
 
-  Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like)
+  // sums: numbers per channel that a partial sum over sequences holds; least: partials at least, whatever they take
+  Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like,
+       int64_t sums = 128, int64_t least = kFewUnits)
       : batch(batch_), channels(channels_), length(length_), lanes(lanes_), groups(groups_) {
     sequences = batch * lanes;
     // By layout alone: slices of a tensor are computed as the whole is, to the last bit.
@@ -31,11 +33,11 @@ struct Plan {
     segment_blocks = lane_mode ? 64 : 8;
     group_segments = (group_blocks + segment_blocks - 1) / segment_blocks;
     segments = groups * group_segments;
-    partials = sequences * length / 128;  // so that the sums stay small beside the tensors
+    partials = sequences * length / sums;  // so that the sums stay small beside the tensors
     if (partials > kMaxPartials) partials = kMaxPartials;
-    if (partials < kFewUnits) partials = kFewUnits;
+    if (partials < least) partials = least;
     if (partials > units) partials = units;
-    splits = units < kFewUnits ? 2 * kFewUnits / units : 1;
+    splits = partials < kFewUnits ? 2 * kFewUnits / partials : 1;
     if (splits > segments) splits = segments;
   }
 

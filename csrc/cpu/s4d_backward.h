@@ -82,16 +82,18 @@ NOINLINE static void walk_s4d_adjoint(const S4dBackwardWalk& w) {
   }
 }
 
-struct S4dSums {  // over sequences, of one partial: [blocks][modes][re, im][W or 1], [blocks][W or 1]
-  Scalar *ddecay[kMaxDirections], *dweight[kMaxDirections], *dD[kMaxDirections];
+struct S4dSums {  // over sequences, of one partial: [blocks][modes][re, im][W or 1], [blocks][length][W or 1],
+                  // [blocks][..]
+  Scalar *ddecay[kMaxDirections], *dweight[kMaxDirections], *dtaps[kMaxDirections], *dD[kMaxDirections];
   int64_t bytes;
 
   S4dSums(const S4dPlan& plan, char* base) {
     Arena arena(base);
     const int64_t width = plan.sum_width(), modes = plan.args.modes;
     for (int d = 0; d < plan.args.directions; ++d) {
-      ddecay[d] = arena.take(plan.blocks * modes * 2 * width);
-      dweight[d] = arena.take(plan.blocks * modes * 2 * width);
+      ddecay[d] = arena.take(plan.direct ? 0 : plan.blocks * modes * 2 * width);
+      dweight[d] = arena.take(plan.direct ? 0 : plan.blocks * modes * 2 * width);
+      dtaps[d] = arena.take(plan.direct ? plan.blocks * plan.length * width : 0);
       dD[d] = arena.take(plan.blocks * width);
     }
     bytes = arena.used;
@@ -147,6 +149,7 @@ struct S4dBackwardTask {
       dD = fma(input, g, dD);
     }
     plan.fold(sums.dD[d] + block * plan.sum_width(), dD);
+    if (plan.direct) return direct(d, block, u, sums);
     for (int64_t n = 0; n < args.modes; n += kBackwardModes) {
       const int64_t left = args.modes - n, count = left < kBackwardModes ? left : kBackwardModes;
       S4dBackwardWalk w;
@@ -162,6 +165,17 @@ struct S4dBackwardTask {
         plan.fold(sums.dweight[d] + at, Vec(Scalar(2)) * Vec::load(w.dweight + i * W));
       }
     }
+  }
+
+  void direct(int d, int64_t block, Window u, const S4dSums& sums) {
+    const bool reverse = args.dir[d].reverse;
+    const TimeSeries input = in_time(u.p, u.stride, L, reverse), g = in_time(dy, W, L, reverse);
+    if (args.dz.data || args.forward_y[0].data)
+      convolve_block(plan, plan.taps[d], block, L, input, in_time(y[d], W, L, reverse));
+    convolve_block(plan, plan.taps[d], block, L, in_time(dy, W, L, !reverse), in_time(du[d], W, L, !reverse));
+    correlate(g, input, L, state);
+    for (int64_t l = 0; l < L; ++l)
+      plan.fold(sums.dtaps[d] + (block * L + l) * plan.sum_width(), Vec::load(state + l * W));
   }
 
   void add_dz(bool add, const Scalar* sum) {
@@ -195,6 +209,27 @@ static void put_s4d_sums(const S4dPlan& plan, Scalar* const* sums, int64_t strid
   if (!shared && out1) plan.unfold(sums[1], stride, width, width, false, static_cast<Scalar*>(out1));
 }
 
+// ddecay and dweight from the sums for the taps.
+static void put_s4d_taps(const S4dPlan& plan, const S4dSums& sums, int64_t stride, ParallelFor run) {
+  const S4dBackwardArgs& args = static_cast<const S4dBackwardArgs&>(plan.args);
+  const int64_t L = plan.length, groups = (plan.channels + W - 1) / W;
+  Memory memory(plan.channels * L * int64_t(sizeof(Scalar)), false);
+  for (int d = 0; d < args.directions; ++d) {
+    const bool add_decay = d == 1 && args.shared.decay, add_weight = d == 1 && args.shared.weight;
+    void *ddecay = args.grad[add_decay ? 0 : d].ddecay, *dweight = args.grad[add_weight ? 0 : d].dweight;
+    if (!ddecay && !dweight) continue;
+    plan.unfold(sums.dtaps[d], stride, L, L, false, memory.data());
+    parallel(run, groups, [&](int64_t begin, int64_t end) {
+      Memory tile(L * W * int64_t(sizeof(Scalar)), true);
+      for (int64_t first = begin * W; first < end * W && first < plan.channels; first += W) {
+        for (int64_t i = 0; i < W && first + i < plan.channels; ++i)
+          for (int64_t l = 0; l < L; ++l) tile.data()[l * W + i] = memory.data()[(first + i) * L + l];
+        Coefficients{args, d, first}.gradients(tile.data(), ddecay, dweight, add_decay, add_weight);
+      }
+    });
+  }
+}
+
 static void s4d_backward(const S4dBackwardArgs& args, ParallelFor run) {
   const S4dPlan plan(args);
   Arena measure(nullptr);
@@ -214,7 +249,8 @@ static void s4d_backward(const S4dBackwardArgs& args, ParallelFor run) {
   });
   const S4dSums first(plan, sums.base);
   const auto &g0 = args.grad[0], &g1 = args.grad[1];
+  put_s4d_sums(plan, first.dD, stride, 1, g0.dD, g1.dD, args.shared.D);
+  if (plan.direct) return put_s4d_taps(plan, first, stride, run);
   put_s4d_sums(plan, first.ddecay, stride, 2 * modes, g0.ddecay, g1.ddecay, args.shared.decay);
   put_s4d_sums(plan, first.dweight, stride, 2 * modes, g0.dweight, g1.dweight, args.shared.weight);
-  put_s4d_sums(plan, first.dD, stride, 1, g0.dD, g1.dD, args.shared.D);
 }

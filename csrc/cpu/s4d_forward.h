@@ -1,24 +1,35 @@
 // S4D: a recurrence with complex diagonal coefficients that are constant in time,
 //     h_t = decay h_{t-1} + u_t,   y_t = 2 Re sum_n weight_n h_{n,t} + D u_t.
-// Six fused multiply-adds per element and mode, no exponential, no transform. Coefficients lie packed as
-// [blocks][modes][re, im][W]; the 2 is in the packed weight. Included inside an ISA namespace; plan.h says how the call
-// is divided.
+// Six fused multiply-adds per element and mode, no exponential, no transform; or, where that is less work, directly as
+// the convolution that this is (s4d_direct.h). Coefficients lie packed as [blocks][modes][re, im][W]; the 2 is in the
+// packed weight. Included inside an ISA namespace; plan.h says how the call is divided.
 
 constexpr int64_t kForwardModes = 4, kBackwardModes = 2;  // walked at once
 
+INLINE bool is_direct(const S4dArgs& a) { return a.length + 8 <= 12 * a.modes; }
+INLINE int64_t s4d_sums(const S4dArgs& a) { return 1 + a.directions * (is_direct(a) ? a.length : 4 * a.modes); }
+
 struct S4dPlan : Plan {
   const S4dArgs& args;
+  const bool direct;
   Memory parameters;
-  Scalar *decay[kMaxDirections], *weight[kMaxDirections], *D[kMaxDirections];
+  Scalar *decay[kMaxDirections], *weight[kMaxDirections], *taps[kMaxDirections], *D[kMaxDirections];
 
   explicit S4dPlan(const S4dArgs& a)
-      : Plan(a.batch, a.channels, a.length, a.lanes, 1, a.dir[0].u), args(a), parameters(parameter_bytes(), false) {
+      : Plan(a.batch, a.channels, a.length, a.lanes, 1, a.dir[0].u, s4d_sums(a), 1),
+        args(a),
+        direct(is_direct(a)),
+        parameters(parameter_bytes(), false) {
     Arena arena(parameters.base);
     take_parameters(arena);
     for (int d = 0; d < a.directions; ++d) {
+      pack(a.dir[d].D, 1, 1, 1, D[d]);
+      if (direct) {
+        fill_taps(*this, a, d, taps[d]);
+        continue;
+      }
       pack(a.dir[d].decay, 2 * a.modes, 2 * a.modes, 1, decay[d]);
       pack(a.dir[d].weight, 2 * a.modes, 2 * a.modes, 2, weight[d]);
-      pack(a.dir[d].D, 1, 1, 1, D[d]);
     }
   }
   int64_t at_mode(int64_t block, int64_t mode) const { return (block * args.modes + mode) * 2 * W; }
@@ -26,8 +37,9 @@ struct S4dPlan : Plan {
  private:
   void take_parameters(Arena& arena) {
     for (int d = 0; d < args.directions; ++d) {
-      decay[d] = arena.take(blocks * args.modes * 2 * W);
-      weight[d] = arena.take(blocks * args.modes * 2 * W);
+      decay[d] = arena.take(direct ? 0 : blocks * args.modes * 2 * W);
+      weight[d] = arena.take(direct ? 0 : blocks * args.modes * 2 * W);
+      taps[d] = arena.take(direct ? blocks * args.length * sum_width() : 0);
       D[d] = arena.take(blocks * W);
     }
   }
@@ -100,9 +112,14 @@ struct S4dForwardTask {
     const Window u = load_block(args.dir[d].u, u_rows[d], plan, unit, block, scratch);
     const Vec D = Vec::load(plan.D[d] + block * W);
     for (int64_t t = 0; t < L; ++t) (D * Vec::load(u.p + t * u.stride)).store(y[d] + t * W);
+    const bool reverse = args.dir[d].reverse;
+    if (plan.direct) {
+      convolve_block(plan, plan.taps[d], block, L, in_time(u.p, u.stride, L, reverse), in_time(y[d], W, L, reverse));
+      return;
+    }
     for (int64_t n = 0; n < args.modes; n += kForwardModes) {
       const int64_t left = args.modes - n, at = plan.at_mode(block, n);
-      const S4dWalk w{u.p, u.stride, y[d], plan.decay[d] + at, plan.weight[d] + at, L, args.dir[d].reverse};
+      const S4dWalk w{u.p, u.stride, y[d], plan.decay[d] + at, plan.weight[d] + at, L, reverse};
       walks[(left < kForwardModes ? left : kForwardModes) - 1](w);
     }
   }

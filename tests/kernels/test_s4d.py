@@ -22,6 +22,9 @@ SHAPES = {  # batch, channels, length, lanes, modes
     "modes 6": (3, 24, 9, (2,), 6),
     "long": (1, 9, 257, (), 5),
     "many lanes": (2, 3, 33, (17,), 4),
+    # Long for their modes, and so walked as a recurrence; the others, but for "long", are convolved directly.
+    "recurrence": (2, 20, 30, (3,), 2),
+    "recurrence over lanes": (1, 3, 65, (9,), 3),
 }
 MERGES = ("sum", "mean", "cat", "none")
 
@@ -102,8 +105,10 @@ def bounds(inputs: dict, merge: str, dy: Tensor) -> dict[str, Tensor]:
     """A priori rounding bounds in float32 arithmetic, from the recurrence on absolute values.
 
     One step h = decay h + u costs at most 4 roundings of |decay| |h| + |u|, so h_t is known to 4 (t + 1) units of the
-    state that absolute values would give, and so is the adjoint. An output adds two products per mode, then D, merge
-    and gate; a gradient of a parameter adds one rounding per term of its sum. silu in vectors: 8 units.
+    state that absolute values would give, and so is the adjoint. Taps, which are powers of decay by as many products of
+    at most 4 roundings, are known to the same, and a convolution with them adds one rounding per tap. An output adds
+    two products per mode, then D, merge and gate; a gradient of a parameter adds one rounding per term of its sum. silu
+    in vectors: 8 units.
     """
     inputs, dy = wide(inputs), dy.double()
     gate, slope = gates(inputs.pop("z", None), merge)
@@ -113,7 +118,7 @@ def bounds(inputs: dict, merge: str, dy: Tensor) -> dict[str, Tensor]:
     length, modes = inputs["u"].shape[2], inputs["decay"].shape[1]
     terms = inputs["u"].numel() / max(1, inputs["u"].shape[1])
     eps = torch.finfo(torch.float32).eps
-    once, twice = 4 * (length + 1) + 2 * modes + 16, 8 * (length + 1) + 2 * modes + 16
+    once, twice = 5 * (length + 1) + 2 * modes + 16, 10 * (length + 1) + 2 * modes + 16
     limit = {"y": once * eps * found["y"] * gate, "z": once * eps * (found["y"] * slope * dy.abs())}
     if merge in ("cat", "none"):
         limit["z"] = sum(limit["z"].chunk(2, dim=1))
@@ -201,8 +206,8 @@ def test_gradcheck(backend, merge):
 
 
 def test_layouts_give_the_same_bits():
-    for merge in ("sum", "cat"):
-        results = [run(made("lanes", torch.float32, layout), merge) for layout in LAYOUTS]
+    for merge, shape in itertools.product(("sum", "cat"), ("lanes", "recurrence")):
+        results = [run(made(shape, torch.float32, layout), merge) for layout in LAYOUTS]
         names = ("y", "u", "u_b", "z")  # sums over sequences are added in the order of the layout
         for other in results[1:]:
             assert_same_bits({n: other[n] for n in names}, {n: results[0][n] for n in names})
@@ -211,7 +216,7 @@ def test_layouts_give_the_same_bits():
 def test_every_number_of_threads_gives_the_same_bits():
     before = torch.get_num_threads()
     try:
-        for shape, layout in itertools.product(("lanes", "many lanes", "odd"), LAYOUTS):
+        for shape, layout in itertools.product(("lanes", "many lanes", "odd", "recurrence"), LAYOUTS):
             inputs = made(shape, torch.float32, layout)
             results = []
             for threads in (1, 2, 3):
@@ -223,19 +228,21 @@ def test_every_number_of_threads_gives_the_same_bits():
         torch.set_num_threads(before)
 
 
-def test_parts_are_computed_as_the_whole_is():
-    inputs = made("many lanes", torch.float32)
+@pytest.mark.parametrize("shape", ["many lanes", "recurrence over lanes"])
+def test_parts_are_computed_as_the_whole_is(shape):
+    inputs = made(shape, torch.float32)
     y = call(inputs, "sum")
-    lanes = {n: (v[..., 3:11] if v.dim() > 2 else v) for n, v in inputs.items()}
-    assert_same_bits(call(lanes, "sum"), y[..., 3:11])
-    batch = {n: (v[1:] if v.dim() > 2 else v) for n, v in inputs.items()}
-    assert_same_bits(call(batch, "sum"), y[1:])
+    lanes = {n: (v[..., 2:8] if v.dim() > 2 else v) for n, v in inputs.items()}
+    assert_same_bits(call(lanes, "sum"), y[..., 2:8])
+    batch = {n: (v[-1:] if v.dim() > 2 else v) for n, v in inputs.items()}
+    assert_same_bits(call(batch, "sum"), y[-1:])
     channels = {n: (v[:, 1:] if v.dim() > 2 else v[1:]) for n, v in inputs.items()}
     assert_same_bits(call(channels, "sum"), y[:, 1:])
 
 
-def test_swapping_directions_and_time_gives_the_same_bits():
-    inputs = made("lanes", torch.float32)
+@pytest.mark.parametrize("shape", ["lanes", "recurrence"])
+def test_swapping_directions_and_time_gives_the_same_bits(shape):
+    inputs = made(shape, torch.float32)
     swapped = {}
     for name in ("u", "decay", "weight", "D"):
         swapped[name], swapped[name + "_b"] = inputs[name + "_b"], inputs[name]
@@ -254,13 +261,14 @@ def test_integers_are_exact():
     assert_same_bits({n: v.to(truth[n].dtype).abs() for n, v in found.items()}, {n: v.abs() for n, v in truth.items()})
 
 
-def test_nan_touches_what_comes_after_it_and_nothing_else():
-    inputs = made("lanes", torch.float32)
+@pytest.mark.parametrize("shape", ["many lanes", "recurrence"])
+def test_nan_touches_what_comes_after_it_and_nothing_else(shape):
+    inputs = made(shape, torch.float32)
     clean = call(inputs, "cat")
-    inputs["u"][0, 4, 11, 1, 2] = torch.nan
+    inputs["u"][0, 2, 11, 1] = torch.nan
     y = call(inputs, "cat")
     touched = torch.zeros_like(y, dtype=torch.bool)
-    touched[0, 4, 11:, 1, 2] = True
+    touched[0, 2, 11:, 1] = True
     assert torch.equal(torch.isnan(y), touched)
     assert_same_bits(y[~touched], clean[~touched])
 
@@ -287,8 +295,8 @@ def test_expanded_and_misaligned_tensors():
 
 
 def test_backward_can_return_the_output():
-    for merge, z in itertools.product((0, 1, 2), (True, False)):
-        inputs = made("lanes", torch.float32, has_z=z)
+    for merge, z, shape in itertools.product((0, 1, 2), (True, False), ("lanes", "recurrence")):
+        inputs = made(shape, torch.float32, has_z=z)
         tensors = real(inputs)
         y = ops_s4d.s4d_forward(*tensors, 2, merge)
         assert_same_bits(ops_s4d.s4d_backward(torch.ones_like(y), *tensors, 2, merge, ops_s4d.NEEDS_Y)[-1], y)
