@@ -114,12 +114,15 @@ def test_only_what_is_needed_is_computed(case, compiled_backend):
     given = case.given()
     for index, name in enumerate(truth.NAMES):
         found = operator_call(case, 1 << index)
-        for other, gradient in zip(truth.NAMES, found, strict=True):
+        for other, gradient in zip((*truth.NAMES, "y"), found, strict=True):
             if other != name or name not in given:
                 assert gradient.shape == (0,), f"asked for {name} only, but d{other} was computed"
         if name in given:
             assert_same_bits(found[index], everything[index], f"d{name} alone")
     assert all(gradient.shape == (0,) for gradient in operator_call(case, 0))
+    *gradients, y = operator_call(case, ops.NEEDS_Y)
+    assert all(gradient.shape == (0,) for gradient in gradients)
+    assert_same_bits(y, call(case.inputs("cpu"), case, "cpu")[0], "y of the forward pass")
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
