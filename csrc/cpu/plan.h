@@ -124,6 +124,15 @@ struct Plan {
       }
     }
   }
+  // The sums of both directions to their gradients, or where the directions share the parameter to the first. A null
+  // gradient is not wanted.
+  void unfold_directions(Scalar* const* sums, int directions, int64_t partial_stride, int64_t width, int64_t padded,
+                         bool shared, void* out0, void* out1) const {
+    if (out0) unfold(sums[0], partial_stride, width, padded, false, static_cast<Scalar*>(out0));
+    if (directions < 2) return;
+    if (shared && out0) unfold(sums[1], partial_stride, width, padded, true, static_cast<Scalar*>(out0));
+    if (!shared && out1) unfold(sums[1], partial_stride, width, padded, false, static_cast<Scalar*>(out1));
+  }
 };
 
 template <class F>

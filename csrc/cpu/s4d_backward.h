@@ -201,14 +201,6 @@ struct S4dBackwardTask {
   }
 };
 
-static void put_s4d_sums(const S4dPlan& plan, Scalar* const* sums, int64_t stride, int64_t width, void* out0,
-                         void* out1, bool shared) {
-  if (out0) plan.unfold(sums[0], stride, width, width, false, static_cast<Scalar*>(out0));
-  if (plan.args.directions < 2) return;
-  if (shared && out0) plan.unfold(sums[1], stride, width, width, true, static_cast<Scalar*>(out0));
-  if (!shared && out1) plan.unfold(sums[1], stride, width, width, false, static_cast<Scalar*>(out1));
-}
-
 // ddecay and dweight from the sums for the taps.
 static void put_s4d_taps(const S4dPlan& plan, const S4dSums& sums, int64_t stride, ParallelFor run) {
   const S4dBackwardArgs& args = static_cast<const S4dBackwardArgs&>(plan.args);
@@ -249,8 +241,11 @@ static void s4d_backward(const S4dBackwardArgs& args, ParallelFor run) {
   });
   const S4dSums first(plan, sums.base);
   const auto &g0 = args.grad[0], &g1 = args.grad[1];
-  put_s4d_sums(plan, first.dD, stride, 1, g0.dD, g1.dD, args.shared.D);
+  const auto put = [&](Scalar* const* of, int64_t width, void* out0, void* out1, bool shared) {
+    plan.unfold_directions(of, args.directions, stride, width, width, shared, out0, out1);
+  };
+  put(first.dD, 1, g0.dD, g1.dD, args.shared.D);
   if (plan.direct) return put_s4d_taps(plan, first, stride, run);
-  put_s4d_sums(plan, first.ddecay, stride, 2 * modes, g0.ddecay, g1.ddecay, args.shared.decay);
-  put_s4d_sums(plan, first.dweight, stride, 2 * modes, g0.dweight, g1.dweight, args.shared.weight);
+  put(first.ddecay, 2 * modes, g0.ddecay, g1.ddecay, args.shared.decay);
+  put(first.dweight, 2 * modes, g0.dweight, g1.dweight, args.shared.weight);
 }

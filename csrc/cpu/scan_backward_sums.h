@@ -52,10 +52,7 @@ struct SequenceSumsStorage {
     return arena.used;
   }
   void put(Scalar* const* sums, int64_t width, int64_t padded, void* out0, void* out1, bool shared) const {
-    if (out0) plan.unfold(sums[0], stride, width, padded, false, static_cast<Scalar*>(out0));
-    if (plan.args.directions < 2) return;
-    if (shared && out0) plan.unfold(sums[1], stride, width, padded, true, static_cast<Scalar*>(out0));
-    if (!shared && out1) plan.unfold(sums[1], stride, width, padded, false, static_cast<Scalar*>(out1));
+    plan.unfold_directions(sums, plan.args.directions, stride, width, padded, shared, out0, out1);
   }
 };
 
