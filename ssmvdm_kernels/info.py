@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import ssmvdm_kernels
-from ssmvdm_kernels import backends, ops
+from ssmvdm_kernels import backends, extensions
 
 _PACKAGES = ("torch", "triton", "numpy", "einops", "safetensors")
 _VARIABLES = ("SSMVDM_STRICT", "SSMVDM_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -28,12 +28,12 @@ _FOLDERS = re.compile(r"(?:[A-Za-z]:)?[\\/](?:[^\\/\s:'\"]+[\\/])+")
 def report() -> dict:
     """The report as plain values that JSON can hold. Where something is missing the value is None and a sibling
     `problem` says why in a sentence."""
-    extensions = {name: _extension(name) for name in ("_C", "_C_cuda")}
+    libraries = {name: _extension(name) for name in extensions.problems}
     return {
         "versions": _versions(),
-        "extensions": extensions,
-        "cpu": _cpu(has_kernels=extensions["_C"]["problem"] is None),
-        "cuda": _cuda(has_kernels=extensions["_C_cuda"]["problem"] is None),
+        "extensions": libraries,
+        "cpu": _cpu(has_kernels=libraries["_C"]["problem"] is None),
+        "cuda": _cuda(has_kernels=libraries["_C_cuda"]["problem"] is None),
         "backends": {name: {"is_available": missing(name) is None, "reason": missing(name)} for name in backends.NAMES},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
@@ -53,11 +53,9 @@ def _versions() -> dict[str, str | None]:
 
 
 def _extension(name: str) -> dict[str, str | None]:
-    problem = ops.load_extension(name)
-    package = Path(__file__).parent
-    files = sorted(path for path in package.glob(f"{name}.*") if path.suffix in (".so", ".pyd", ".dylib"))
+    problem, files = extensions.problems[name], extensions.files(name)
     return {
-        "file": f"{package.name}/{files[0].name}" if files else None,
+        "file": f"{files[0].parent.name}/{files[0].name}" if files else None,
         "problem": None if problem is None else _FOLDERS.sub("", problem),
     }
 
@@ -116,13 +114,13 @@ def missing(name: str) -> str | None:
 def _as_text(found: dict) -> str:
     """The report for people: one aligned block per section."""
     cpu, cuda = found["cpu"], found["cuda"]
-    extensions = {
+    libraries = {
         name: entry["file"] if entry["problem"] is None else f"not loaded. {entry['problem']}"
         for name, entry in found["extensions"].items()
     }
     sections = {
         "versions": found["versions"],
-        "extensions": extensions,
+        "extensions": libraries,
         "cpu": {**cpu, "active_isa": cpu["active_isa"] or "none, the kernels are not loaded"},
         "cuda": {
             "torch_was_built_with": cuda["torch_was_built_with"] or "no CUDA",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ssmvdm_kernels import backends, ops, validation
-from ssmvdm_kernels.ops import BOTH, FORWARD, SUM, ConvTensors, ScanTensors
+from ssmvdm_kernels import backends, validation
+from ssmvdm_kernels.ops import BOTH, FORWARD, NEEDS_Y, SUM, ConvTensors, ScanTensors
 from ssmvdm_kernels.project import bias_gradient, product, project, weight_gradient
 
 
@@ -56,14 +56,14 @@ def mix(xz: Tensor, directions: Sequence[Direction], out_weight: Tensor, out_bia
 
 
 def mix_lean(xz: Tensor, directions: Sequence[Direction], out_weight: Tensor, out_bias: Tensor | None) -> Tensor:
-    """`mix`, keeping only xz for the backward pass. Differentiable once. Compiled backends only."""
+    """`mix`, keeping only xz for the backward pass. Differentiable once. Backends with operators only."""
     return _LeanMix.apply(xz, out_weight, out_bias, *(tensor for own in directions for tensor in own))
 
 
 def can_be_lean(x: Tensor) -> bool:
-    """Whether `mix_lean` can be called: the backend that takes sequences like x has the operators that it needs, and
+    """Whether `mix_lean` can be called: the backend that takes sequences like x has operators, which it needs, and
     no compiler is to trace its formula."""
-    return _backend(x).has_operators and not torch.compiler.is_compiling()
+    return _backend(x).operators is not None and not torch.compiler.is_compiling()
 
 
 class _LeanMix(torch.autograd.Function):
@@ -138,7 +138,7 @@ def _inputs(xz: Tensor, directions: Sequence[Direction]) -> _Inputs:
 def _scan_gradients(dy: Tensor, scan: ScanTensors, way: int) -> tuple[ScanTensors, Tensor]:
     """Gradients of all that the scan was given, and its output."""
     needs = sum(1 << index for index, tensor in enumerate(scan) if tensor is not None)
-    *gradients, y = ops.scan_backward(dy, None, *scan, way, SUM, True, needs | ops.NEEDS_Y)
+    *gradients, y = _backend(scan.u).operators.scan_backward(dy, None, *scan, way, SUM, True, needs | NEEDS_Y)
     return ScanTensors(*gradients), y
 
 
@@ -159,7 +159,7 @@ def _input_gradients(
         dprojections.append((weight_gradient(dprojected, u), weight_gradient(ddelta, dt_low), dbias, dA * A, dD))
     dus += [dus[0].new_empty((0,))] * (2 - len(dus))
     needs = sum(1 << index for index, tensor in enumerate(conv) if tensor is not None)
-    dx, *dfilters = ops.conv1d_backward(*dus, *conv, way, True, needs)
+    dx, *dfilters = _backend(conv.x).operators.conv1d_backward(*dus, *conv, way, True, needs)
     dparameters: list[Tensor] = []
     for index, own in enumerate(directions):
         dfilter, dprojection = dfilters[2 * index : 2 * index + 2], dprojections[index]

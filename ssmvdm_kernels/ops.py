@@ -1,18 +1,16 @@
-"""The operators `ssmvdm::*` as PyTorch sees them: schemas, output shapes, derivatives, vmap. No arithmetic is here.
+"""The operators as PyTorch is told of them: arguments, schemas, output shapes, derivatives. No arithmetic is here.
 
-The schemas are defined in Python, so that tracing, meta tensors and FakeTensorMode work on a machine where the
-compiled kernels are missing; the extension libraries only add kernels for their device. All operators are
-functional: they change no input, and no output shares memory with an input.
+`operators.Operators` makes operators of these formulas. All of them are functional: they change no input, and no output
+shares memory with an input.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 FORWARD, REVERSE, BOTH = 0, 1, 2  # the operators' `direction`
 SUM, MEAN, CAT = 0, 1, 2  # the operators' `merge`
@@ -53,50 +51,24 @@ class ConvTensors(NamedTuple):
     bias_b: Tensor | None = None
 
 
-# -- schemas -----------------------------------------------------------------------------------------------------------
+class Formula(NamedTuple):
+    """One computation and its first derivative: the operators `name`_forward and `name`_backward."""
 
-_SCAN_ARGUMENTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? u_b, Tensor? delta_b, Tensor? A_b, Tensor? B_b, Tensor? C_b, Tensor? D_b, Tensor? delta_bias_b, "
-    "Tensor? initial_state"
-)
-_CONV_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? weight_b, Tensor? bias_b"
-TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-
-_library = torch.library.Library("ssmvdm", "DEF")
+    name: str
+    forward: str  # schema, from the opening bracket
+    backward: str
+    forward_shapes: Callable  # also what runs on meta tensors
+    backward_shapes: Callable
+    setup: Callable  # (ctx, inputs, output), as torch.autograd.Function has it
+    vjp: Callable  # (ctx, backward, *gradients of the outputs); backward(tensors, *options) can be differentiated
 
 
 def gradients_of(names: tuple[str, ...], *more: str) -> str:
+    """The results in the schema of a backward operator."""
     return "(" + ", ".join(f"Tensor {name}" for name in (*(f"d{name}" for name in names), *more)) + ")"
 
 
-_library.define(
-    f"scan_forward({_SCAN_ARGUMENTS}, int direction, int merge, bool delta_softplus, bool return_last_state)"
-    " -> (Tensor y, Tensor last_state)",
-    tags=TAGS,
-)
-_library.define(
-    f"scan_backward(Tensor dy, Tensor? dlast_state, {_SCAN_ARGUMENTS}, int direction, int merge, bool delta_softplus,"
-    f" int needs) -> {gradients_of(ScanTensors._fields, 'y')}",
-    tags=TAGS,
-)
-_library.define(
-    f"conv1d_forward({_CONV_ARGUMENTS}, int direction, bool silu) -> (Tensor y, Tensor y_b)",
-    tags=TAGS,
-)
-_library.define(
-    f"conv1d_backward(Tensor dy, Tensor dy_b, {_CONV_ARGUMENTS}, int direction, bool silu, int needs)"
-    f" -> {gradients_of(ConvTensors._fields)}",
-    tags=TAGS,
-)
-
-scan_forward = torch.ops.ssmvdm.scan_forward.default
-scan_backward = torch.ops.ssmvdm.scan_backward.default
-conv1d_forward = torch.ops.ssmvdm.conv1d_forward.default
-conv1d_backward = torch.ops.ssmvdm.conv1d_backward.default
-
-
-# -- shapes (also what runs on meta tensors) ---------------------------------------------------------------------------
+# -- shapes ------------------------------------------------------------------------------------------------------------
 
 
 def dense_like(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -134,41 +106,6 @@ def output_shape(u: Tensor, direction: int, merge: int) -> tuple[int, ...]:
     return (u.shape[0], u.shape[1] * 2 if doubled else u.shape[1], *u.shape[2:])
 
 
-@torch.library.register_fake("ssmvdm::scan_forward", lib=_library)
-def _scan_forward_shapes(*arguments):
-    *tensors, direction, merge, _, return_last_state = arguments
-    tensors = ScanTensors(*tensors)
-    batch, channels, _, *lanes = tensors.u.shape
-    y = dense_like(tensors.u, output_shape(tensors.u, direction, merge))
-    states = tensors.A.shape[1]
-    last_state = tensors.A.new_empty((batch, channels, states, *lanes) if return_last_state else (0,))
-    return y, last_state
-
-
-@torch.library.register_fake("ssmvdm::scan_backward", lib=_library)
-def _scan_backward_shapes(dy, dlast_state, *arguments):
-    *tensors, direction, merge, _delta_softplus, needs = arguments
-    sequences = ("u", "delta", "B", "C", "z", "u_b", "delta_b", "B_b", "C_b")
-    gradients = gradient_shapes(tensors, needs, sequences, ScanTensors._fields)
-    u = tensors[0]
-    y = dense_like(u, output_shape(u, direction, merge)) if needs & NEEDS_Y else u.new_empty((0,))
-    return *gradients, y
-
-
-@torch.library.register_fake("ssmvdm::conv1d_forward", lib=_library)
-def _conv1d_forward_shapes(x, weight, bias, weight_b, bias_b, direction, silu):
-    nothing = (0,)
-    y = dense_like(x) if direction != REVERSE else x.new_empty(nothing)
-    y_b = dense_like(x) if direction != FORWARD else x.new_empty(nothing)
-    return y, y_b
-
-
-@torch.library.register_fake("ssmvdm::conv1d_backward", lib=_library)
-def _conv1d_backward_shapes(dy, dy_b, *arguments):
-    *tensors, _direction, _silu, needs = arguments
-    return gradient_shapes(tensors, needs, ("x",), ConvTensors._fields)
-
-
 # -- derivatives -------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +124,34 @@ def _zeros_without_memory(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_zeros(()).expand(shape)
 
 
+# -- the selective scan ------------------------------------------------------------------------------------------------
+
+_SCAN_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? u_b, Tensor? delta_b, Tensor? A_b, Tensor? B_b, Tensor? C_b, Tensor? D_b, Tensor? delta_bias_b, "
+    "Tensor? initial_state"
+)
+
+
+def _scan_forward_shapes(*arguments):
+    *tensors, direction, merge, _, return_last_state = arguments
+    tensors = ScanTensors(*tensors)
+    batch, channels, _, *lanes = tensors.u.shape
+    y = dense_like(tensors.u, output_shape(tensors.u, direction, merge))
+    states = tensors.A.shape[1]
+    last_state = tensors.A.new_empty((batch, channels, states, *lanes) if return_last_state else (0,))
+    return y, last_state
+
+
+def _scan_backward_shapes(dy, dlast_state, *arguments):
+    *tensors, direction, merge, _delta_softplus, needs = arguments
+    sequences = ("u", "delta", "B", "C", "z", "u_b", "delta_b", "B_b", "C_b")
+    gradients = gradient_shapes(tensors, needs, sequences, ScanTensors._fields)
+    u = tensors[0]
+    y = dense_like(u, output_shape(u, direction, merge)) if needs & NEEDS_Y else u.new_empty((0,))
+    return *gradients, y
+
+
 def _scan_setup(ctx, inputs, output):
     *tensors, ctx.direction, ctx.merge, ctx.delta_softplus, ctx.return_last_state = inputs
     ctx.save_for_backward(*tensors)
@@ -194,7 +159,7 @@ def _scan_setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _scan_vjp(ctx, dy, dlast_state):
+def _scan_vjp(ctx, backward, dy, dlast_state):
     tensors = ScanTensors(*ctx.saved_tensors)
     if not ctx.return_last_state:
         dlast_state = None  # compiled graphs pass a gradient for the (0,) placeholder
@@ -204,8 +169,38 @@ def _scan_vjp(ctx, dy, dlast_state):
     if dy is None:
         dy = _zeros_without_memory(tensors.u, ctx.y_shape)
     options = (ctx.direction, ctx.merge, ctx.delta_softplus, needs)
-    *gradients, _y = call(scan_backward, _ScanBackward, (dy, dlast_state, *tensors), *options)
+    *gradients, _y = backward((dy, dlast_state, *tensors), *options)
     return *only_needed(gradients, needs), None, None, None, None
+
+
+SCAN = Formula(
+    name="scan",
+    forward=f"({_SCAN_ARGUMENTS}, int direction, int merge, bool delta_softplus, bool return_last_state)"
+    " -> (Tensor y, Tensor last_state)",
+    backward=f"(Tensor dy, Tensor? dlast_state, {_SCAN_ARGUMENTS}, int direction, int merge, bool delta_softplus, "
+    f"int needs) -> {gradients_of(ScanTensors._fields, 'y')}",
+    forward_shapes=_scan_forward_shapes,
+    backward_shapes=_scan_backward_shapes,
+    setup=_scan_setup,
+    vjp=_scan_vjp,
+)
+
+
+# -- the convolution ---------------------------------------------------------------------------------------------------
+
+_CONV_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? weight_b, Tensor? bias_b"
+
+
+def _conv1d_forward_shapes(x, weight, bias, weight_b, bias_b, direction, silu):
+    nothing = (0,)
+    y = dense_like(x) if direction != REVERSE else x.new_empty(nothing)
+    y_b = dense_like(x) if direction != FORWARD else x.new_empty(nothing)
+    return y, y_b
+
+
+def _conv1d_backward_shapes(dy, dy_b, *arguments):
+    *tensors, _direction, _silu, needs = arguments
+    return gradient_shapes(tensors, needs, ("x",), ConvTensors._fields)
 
 
 def _conv1d_setup(ctx, inputs, output):
@@ -215,7 +210,7 @@ def _conv1d_setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _conv1d_vjp(ctx, *outgoing):
+def _conv1d_vjp(ctx, backward, *outgoing):
     tensors = ConvTensors(*ctx.saved_tensors)
     needs = needed(ctx, ConvTensors._fields)
     if needs == 0 or all(gradient is None for gradient in outgoing):
@@ -224,140 +219,17 @@ def _conv1d_vjp(ctx, *outgoing):
         _zeros_without_memory(tensors.x, shape) if gradient is None else gradient
         for gradient, shape in zip(outgoing, ctx.shapes, strict=True)
     )
-    gradients = call(conv1d_backward, _Conv1dBackward, (dy, dy_b, *tensors), ctx.direction, ctx.silu, needs)
+    gradients = backward((dy, dy_b, *tensors), ctx.direction, ctx.silu, needs)
     return *only_needed(gradients, needs), None, None
 
 
-def save_nothing(ctx, inputs, output):
-    pass
-
-
-def refuse_second_derivative(ctx, *gradients):
-    raise NotImplementedError(
-        "ssmvdm: the compiled kernels have first derivatives only, and this asks for a derivative of one of them. "
-        "Call the function with backend='reference', which can be differentiated twice."
-    )
-
-
-def _refuse_forward_mode(tensors: ScanTensors | ConvTensors) -> None:
-    """Forward-mode derivatives: PyTorch would take a custom operator for a constant and return zeros in silence."""
-    if forward_ad._current_level < 0:
-        return
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            "ssmvdm: the compiled kernels have no forward-mode derivatives (jvp, jacfwd, dual numbers). Call the "
-            "function with backend='reference', or use reverse mode."
-        )
-
-
-torch.library.register_autograd("ssmvdm::scan_forward", _scan_vjp, setup_context=_scan_setup, lib=_library)
-torch.library.register_autograd("ssmvdm::conv1d_forward", _conv1d_vjp, setup_context=_conv1d_setup, lib=_library)
-torch.library.register_autograd("ssmvdm::scan_backward", refuse_second_derivative, lib=_library)
-torch.library.register_autograd("ssmvdm::conv1d_backward", refuse_second_derivative, lib=_library)
-
-
-# -- vmap --------------------------------------------------------------------------------------------------------------
-
-
-def sample_by_sample(operator):
-    """A vmap rule that calls the operator once per sample: right for every argument that may be mapped."""
-
-    def rule(info, in_dims, *arguments):
-        def evaluate(take):
-            mapped = zip(arguments, in_dims, strict=True)
-            return operator(*(argument if dim is None else take(argument, dim) for argument, dim in mapped))
-
-        def sample(index: int):
-            return evaluate(lambda argument, dim: argument.select(dim, index))
-
-        if info.batch_size == 0:  # the sum over no sample has a sample's shape
-            empty = evaluate(lambda argument, dim: argument.sum(dim))
-            samples, join = [empty], lambda parts: parts[0].unsqueeze(0)[:0]
-        else:
-            samples, join = [sample(index) for index in range(info.batch_size)], torch.stack
-        if isinstance(samples[0], Tensor):
-            return join(samples), 0
-        outputs = tuple(join(output) for output in zip(*samples, strict=True))
-        return outputs, (0,) * len(outputs)
-
-    return rule
-
-
-for _operator in (scan_forward, scan_backward, conv1d_forward, conv1d_backward):
-    torch.library.register_vmap(_operator, sample_by_sample(_operator), lib=_library)
-
-
-# -- eager calls -------------------------------------------------------------------------------------------------------
-
-
-def scan(
-    tensors: ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool
-) -> tuple[Tensor, Tensor]:
-    """`scan_forward` as the backends call it."""
-    return call(scan_forward, _Scan, tensors, direction, merge, delta_softplus, return_last_state)
-
-
-def conv1d(tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
-    """`conv1d_forward` as the backends call it."""
-    return call(conv1d_forward, _Conv1d, tensors, direction, silu)
-
-
-def function_of(operator, setup, vjp) -> type[torch.autograd.Function]:
-    """The formulas registered above once more, as a plain autograd function.
-
-    PyTorch's wrapper of a registered formula asks the schema for its arguments again for each argument. With twenty
-    that takes longer than a short scan. This way is quicker, and torch.func.grad works on it; compiled graphs do not
-    pay the price and keep the operator.
-    """
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(*arguments):
-            return operator(*arguments)
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            setup(ctx, inputs, output)
-
-        @staticmethod
-        def backward(ctx, *gradients):
-            return vjp(ctx, *gradients)
-
-        @staticmethod
-        def vmap(info, in_dims, *arguments):
-            return sample_by_sample(Function.apply)(info, in_dims, *arguments)
-
-    return Function
-
-
-_Scan = function_of(scan_forward, _scan_setup, _scan_vjp)
-_ScanBackward = function_of(scan_backward, save_nothing, refuse_second_derivative)
-_Conv1d = function_of(conv1d_forward, _conv1d_setup, _conv1d_vjp)
-_Conv1dBackward = function_of(conv1d_backward, save_nothing, refuse_second_derivative)
-
-
-def call(operator, function, tensors, *options):
-    _refuse_forward_mode(tensors)
-    if torch.compiler.is_compiling():
-        return operator(*tensors, *options)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return function.apply(*tensors, *options)
-    return operator(*tensors, *options)
-
-
-# -- compiled kernels --------------------------------------------------------------------------------------------------
-
-
-def load_extension(name: str) -> str | None:
-    """Load the library `name` that lies in this package. Returns None, or a sentence saying why that failed."""
-    candidates = [p for p in Path(__file__).parent.glob(f"{name}.*") if p.suffix in (".so", ".pyd", ".dylib")]
-    if not candidates:
-        return f"This installation has no compiled {name} extension."
-    try:
-        torch.ops.load_library(str(candidates[0]))
-    except OSError as error:
-        return f"The extension {candidates[0].name} cannot be loaded by torch {torch.__version__}: {error}."
-    return None
-
-
-cpu_extension_error = load_extension("_C")
+CONV1D = Formula(
+    name="conv1d",
+    forward=f"({_CONV_ARGUMENTS}, int direction, bool silu) -> (Tensor y, Tensor y_b)",
+    backward=f"(Tensor dy, Tensor dy_b, {_CONV_ARGUMENTS}, int direction, bool silu, int needs)"
+    f" -> {gradients_of(ConvTensors._fields)}",
+    forward_shapes=_conv1d_forward_shapes,
+    backward_shapes=_conv1d_backward_shapes,
+    setup=_conv1d_setup,
+    vjp=_conv1d_vjp,
+)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ssmvdm_kernels import backends, ops, validation
+from ssmvdm_kernels import backends, validation
 from ssmvdm_kernels.mixing import autocast_to, wide
 from ssmvdm_kernels.ops import BOTH, FORWARD, SUM, ConvTensors
-from ssmvdm_kernels.ops_s4d import NEEDS_Y, S4dTensors, s4d_backward
+from ssmvdm_kernels.ops_s4d import NEEDS_Y, S4dTensors
 from ssmvdm_kernels.project import bias_gradient, product, project, weight_gradient
 
 CALLER = "the S4D mixer"
@@ -23,7 +23,7 @@ OWN = 5  # tensors per direction: filter (channels, width), its bias, decay, wei
 
 
 def s4d_mix(xz: Tensor, directions: Sequence[Sequence[Tensor]], out_weight: Tensor, out_bias: Tensor) -> Tensor:
-    """out of xz (b, 2 channels, f, h, w), saving xz; backends with compiled operators only, see `can_mix`.
+    """out of xz (b, 2 channels, f, h, w), saving xz; backends with operators only, see `can_mix`.
 
     directions: one (causal) or two (causal, anticausal), each filter, its bias, decay, weight and D, where decay and
     weight are complex, as `ssmvdm_kernels.s4d_scan` takes them.
@@ -32,8 +32,8 @@ def s4d_mix(xz: Tensor, directions: Sequence[Sequence[Tensor]], out_weight: Tens
 
 
 def can_mix(x: Tensor) -> bool:
-    """Whether the backend for sequences like x has the operators, and no compiler is to trace the formula."""
-    return backends.select(CALLER, x, "auto").has_operators and not torch.compiler.is_compiling()
+    """Whether the backend for sequences like x has operators, and no compiler is to trace the formula."""
+    return _backend(x).operators is not None and not torch.compiler.is_compiling()
 
 
 class _S4dMix(torch.autograd.Function):
@@ -42,7 +42,7 @@ class _S4dMix(torch.autograd.Function):
         ctx.save_for_backward(xz, out_weight, out_bias, *parameters)
         ctx.low = validation.autocast_dtype(xz)
         _, scan = _inputs(xz, parameters)
-        y = backends.select(CALLER, scan.u, "auto").s4d(scan, _way(parameters), SUM)
+        y = _backend(scan.u).s4d(scan, _way(parameters), SUM)
         return project(y, out_weight, out_bias)
 
     @staticmethod
@@ -53,21 +53,26 @@ class _S4dMix(torch.autograd.Function):
         with autocast_to(xz.device.type, ctx.low):
             conv, scan = _inputs(xz, parameters)
         with autocast_to(xz.device.type, None):
+            operators = _backend(scan.u).operators
             dy = product(dout, out_weight.to(dout.dtype).t())
             needs = sum(1 << index for index, tensor in enumerate(scan) if tensor is not None)
-            *gradients, y = s4d_backward(dy, *scan, way, SUM, needs | NEEDS_Y)
+            *gradients, y = operators.s4d_backward(dy, *scan, way, SUM, needs | NEEDS_Y)
             d = S4dTensors(*gradients)
             dout_weight = weight_gradient(dout, y).to(out_weight.dtype)
             dout_bias = bias_gradient(dout).to(out_bias.dtype)
             del dy, y, dout
             du_b = d.u_b if way == BOTH else d.u.new_empty((0,))
             needs = sum(1 << index for index, tensor in enumerate(conv) if tensor is not None)
-            dx, *dfilters = ops.conv1d_backward(d.u, du_b, *conv, way, True, needs)
+            dx, *dfilters = operators.conv1d_backward(d.u, du_b, *conv, way, True, needs)
         dparameters = [*dfilters[:2], *_complex(d.decay, d.weight), d.D]
         if way == BOTH:
             dparameters += [*dfilters[2:], *_complex(d.decay_b, d.weight_b), d.D_b]
         dparameters = [own.to(p.dtype) for own, p in zip(dparameters, parameters, strict=True)]
         return torch.cat((dx, d.z), dim=1).to(xz.dtype), dout_weight, dout_bias, *dparameters
+
+
+def _backend(x: Tensor):
+    return backends.select(CALLER, x, "auto")
 
 
 def _way(parameters: Sequence[Tensor]) -> int:
@@ -86,7 +91,7 @@ def _inputs(xz: Tensor, parameters: Sequence[Tensor]) -> tuple[ConvTensors, S4dT
     if back:
         conv = conv._replace(weight_b=wide(back[0]), bias_b=wide(back[1]))
     conv = validation.prepare_conv1d(CALLER, conv)
-    us = backends.select(CALLER, conv.x, "auto").conv1d(conv, way, True)
+    us = _backend(conv.x).conv1d(conv, way, True)
     scan = S4dTensors(us[0], ahead[2], ahead[3], wide(ahead[4]), z)
     if back:
         scan = scan._replace(u_b=us[1], decay_b=back[2], weight_b=back[3], D_b=wide(back[4]))

@@ -15,7 +15,7 @@ from ssmvdm_kernels.backends.reference import ReferenceBackend
 
 NAMES = ("cuda", "triton", "cpu", "reference")  # in the order of preference of backend="auto"
 
-_REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), ReferenceBackend())}
+REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), ReferenceBackend())}
 _NOT_SHIPPED = {
     "cuda": "This version ships no CUDA kernels.",
     "triton": "This version ships no Triton kernels.",
@@ -31,7 +31,7 @@ def available_backends() -> tuple[str, ...]:
 
 def missing(name: str) -> str | None:
     """Why the backend `name` runs nothing on this machine, with the remedy, or None if it runs."""
-    return _REGISTRY[name].missing() if name in _REGISTRY else _NOT_SHIPPED[name]
+    return REGISTRY[name].missing() if name in REGISTRY else _NOT_SHIPPED[name]
 
 
 def select(caller: str, first: Tensor, requested: str) -> Backend:
@@ -41,11 +41,11 @@ def select(caller: str, first: Tensor, requested: str) -> Backend:
         reasons = _obstacles(requested, first)
         if reasons:
             raise ValueError(f"{caller}: backend={requested!r} cannot take this call. {' '.join(reasons)}")
-        return _REGISTRY[requested]
+        return REGISTRY[requested]
     name = _choose(first)
     if name == _FALLBACK:
         _announce_fallback(caller, str(first.device), _why_only_reference(first))
-    return _REGISTRY[name]
+    return REGISTRY[name]
 
 
 def explain(u: Tensor, *arguments: object, backend: str = "auto", **named_arguments: object) -> str:
@@ -94,14 +94,14 @@ def _effective_dtype(first: Tensor) -> torch.dtype:
 
 
 def _obstacles(name: str, first: Tensor) -> list[str]:
-    if name not in _REGISTRY:
+    if name not in REGISTRY:
         return [_NOT_SHIPPED[name]]
-    return _REGISTRY[name].obstacles(first.device, _effective_dtype(first))
+    return REGISTRY[name].obstacles(first.device, _effective_dtype(first))
 
 
 def _choose(first: Tensor) -> str:
     for name in NAMES:
-        if name in _REGISTRY and not _obstacles(name, first):
+        if name in REGISTRY and not _obstacles(name, first):
             return name
     raise AssertionError("the reference takes every call")
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ssmvdm_kernels.operators import Operators
 from ssmvdm_kernels.ops import ConvTensors, ScanTensors
 from ssmvdm_kernels.ops_s4d import S4dTensors
 
@@ -20,7 +21,7 @@ class Backend(ABC):
     """
 
     name: str
-    has_operators = False  # whether it computes with the operators `ssmvdm::*`, or else with plain tensor code
+    operators: Operators | None = None  # what it computes with, or None for plain tensor code
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -34,12 +35,29 @@ class Backend(ABC):
     def scan(
         self, tensors: ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool
     ) -> tuple[Tensor, Tensor]:
-        """The contract of the operator `ssmvdm::scan_forward`, differentiable."""
+        """The contract of the operator `scan_forward`, differentiable."""
 
     @abstractmethod
     def conv1d(self, tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
-        """The contract of the operator `ssmvdm::conv1d_forward`, differentiable."""
+        """The contract of the operator `conv1d_forward`, differentiable."""
 
     @abstractmethod
     def s4d(self, tensors: S4dTensors, direction: int, merge: int) -> Tensor:
-        """The contract of the operator `ssmvdm::s4d_forward`, differentiable."""
+        """The contract of the operator `s4d_forward`, differentiable."""
+
+
+class KernelBackend(Backend):
+    """A backend that has kernels for a set of operators."""
+
+    operators: Operators
+
+    def scan(
+        self, tensors: ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        return self.operators.scan(tensors, direction, merge, delta_softplus, return_last_state)
+
+    def conv1d(self, tensors: ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
+        return self.operators.conv1d(tensors, direction, silu)
+
+    def s4d(self, tensors: S4dTensors, direction: int, merge: int) -> Tensor:
+        return self.operators.s4d(tensors, direction, merge)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ssmvdm_kernels import ops, ops_s4d
-from ssmvdm_kernels.backends.base import Backend
+from ssmvdm_kernels import extensions
+from ssmvdm_kernels.backends.base import KernelBackend
+from ssmvdm_kernels.operators import COMPILED
 
 
-class CpuBackend(Backend):
+class CpuBackend(KernelBackend):
     name = "cpu"
-    has_operators = True
+    operators = COMPILED
 
     def missing(self) -> str | None:
-        if ops.cpu_extension_error is None:
-            return None
-        return f"{ops.cpu_extension_error} Build it with: pip install --no-build-isolation <source of ssmvdm-kernels>."
+        problem = extensions.problems["_C"]
+        return None if problem is None else f"{problem} {extensions.REMEDY}"
 
     def obstacles(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         if device.type == "meta":
@@ -28,14 +27,3 @@ class CpuBackend(Backend):
         if missing is not None:
             reasons.append(missing)
         return reasons
-
-    def scan(
-        self, tensors: ops.ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool
-    ) -> tuple[Tensor, Tensor]:
-        return ops.scan(tensors, direction, merge, delta_softplus, return_last_state)
-
-    def conv1d(self, tensors: ops.ConvTensors, direction: int, silu: bool) -> tuple[Tensor, Tensor]:
-        return ops.conv1d(tensors, direction, silu)
-
-    def s4d(self, tensors: ops_s4d.S4dTensors, direction: int, merge: int) -> Tensor:
-        return ops_s4d.s4d(tensors, direction, merge)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import ssmvdm_kernels
+from ssmvdm_kernels import backends
+from ssmvdm_kernels.operators import Operators
 
 from .bounds import Expected
 from .cases import Case
@@ -19,6 +21,11 @@ POSITIONAL = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 def device_of(backend: str) -> str:
     """Where a backend's tensors live."""
     return "cuda" if backend in ("cuda", "triton") else "cpu"
+
+
+def operators_of(backend: str) -> Operators:
+    """What a backend with kernels computes with."""
+    return backends.REGISTRY[backend].operators
 
 
 def call(inputs: dict, case: Case, backend: str):

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from ssmvdm_kernels import available_backends, backends, explain, ops, selective_scan
+from ssmvdm_kernels import available_backends, backends, explain, extensions, selective_scan
 
 NAMES = ("cuda", "triton", "cpu", "reference")
 NO_EXTENSION = "This installation has no compiled _C extension."
@@ -24,7 +24,7 @@ def call(backend="auto", device="cpu", dtype=torch.float32):
 @pytest.fixture
 def without_extension(monkeypatch):
     """A machine on which the C++ kernels were not built, and nobody has been warned yet."""
-    monkeypatch.setattr(ops, "cpu_extension_error", NO_EXTENSION)
+    monkeypatch.setitem(extensions.problems, "_C", NO_EXTENSION)
     monkeypatch.setattr(backends, "_warned_of", set())
     monkeypatch.delenv("SSMVDM_STRICT", raising=False)
 

@@ -12,9 +12,10 @@ from ssmvdm_kernels import (
     bidirectional_conv1d,
     bidirectional_selective_scan,
     explain,
-    ops,
+    extensions,
     selective_scan,
 )
+from ssmvdm_kernels.operators import COMPILED
 from ssmvdm_kernels.ops import BOTH, CAT, FORWARD, MEAN, REVERSE, SUM, ConvTensors, ScanTensors
 
 from .cases import Case
@@ -49,7 +50,7 @@ def conv_tensors(dtype=torch.float32):
 def test_opcheck_scan_forward(direction, merge, layout):
     is_both = direction == BOTH
     arguments = tensors(direction="both" if is_both else "forward", initial=not is_both, layout=layout)
-    torch.library.opcheck(ops.scan_forward, (*arguments, direction, merge, True, not is_both))
+    torch.library.opcheck(COMPILED.scan_forward, (*arguments, direction, merge, True, not is_both))
 
 
 @needs_cpu
@@ -58,7 +59,7 @@ def test_opcheck_scan_forward(direction, merge, layout):
 def test_opcheck_scan_forward_by_form_and_dtype(form, dtype):
     arguments = tensors(B_form=form, C_form=form, dtype=dtype)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(ops.scan_forward, (*arguments, BOTH, SUM, False, False), test_utils=checks)
+    torch.library.opcheck(COMPILED.scan_forward, (*arguments, BOTH, SUM, False, False), test_utils=checks)
 
 
 @needs_cpu
@@ -69,7 +70,7 @@ def test_opcheck_scan_backward(needs, layout):
     dy = torch.randn_like(arguments.u)
     dlast_state = torch.randn_like(arguments.initial_state)
     call = (dy, dlast_state, *arguments, FORWARD, SUM, True, needs)
-    torch.library.opcheck(ops.scan_backward, call, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(COMPILED.scan_backward, call, test_utils=("test_schema", "test_faketensor"))
 
 
 @needs_cpu
@@ -77,11 +78,11 @@ def test_opcheck_scan_backward(needs, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_convolution(direction, dtype):
     arguments = conv_tensors(dtype)
-    torch.library.opcheck(ops.conv1d_forward, (*arguments, direction, True))
+    torch.library.opcheck(COMPILED.conv1d_forward, (*arguments, direction, True))
     plain = [tensor.detach() for tensor in arguments]
-    dy, dy_b = (torch.ones_like(out) for out in ops.conv1d_forward(*plain, direction, True))
+    dy, dy_b = (torch.ones_like(out) for out in COMPILED.conv1d_forward(*plain, direction, True))
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.conv1d_backward, (dy, dy_b, *plain, direction, True, 0b11111), test_utils=checks)
+    torch.library.opcheck(COMPILED.conv1d_backward, (dy, dy_b, *plain, direction, True, 0b11111), test_utils=checks)
 
 
 # -- compile and export ------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_compile_raises_the_same_errors():
 
 def test_compile_falls_back_with_a_warning(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(ops, "cpu_extension_error", "This installation has no compiled _C extension.")
+    monkeypatch.setitem(extensions.problems, "_C", "This installation has no compiled _C extension.")
     monkeypatch.setattr("ssmvdm_kernels.backends._warned_of", set())
     monkeypatch.delenv("SSMVDM_STRICT", raising=False)
     compiled = torch.compile(scan_and_gate, backend="eager", fullgraph=True)
@@ -230,11 +231,11 @@ def test_fake_tensors(backend):
 def test_fake_layouts_are_the_real_ones(layout):
     real = tensors(has_gradients=False, layout=layout)
     options = (BOTH, SUM, True)
-    dy = ops.scan_forward(*real, *options, False)[0]
-    found = (dy, *ops.scan_backward(dy, None, *real, *options, (1 << 15) - 1))
+    dy = COMPILED.scan_forward(*real, *options, False)[0]
+    found = (dy, *COMPILED.scan_backward(dy, None, *real, *options, (1 << 15) - 1))
     with FakeTensorMode() as mode:
         fake = [tensor if tensor is None else mode.from_tensor(tensor) for tensor in real]
-        fake_dy = ops.scan_forward(*fake, *options, False)[0]
-        predicted = (fake_dy, *ops.scan_backward(fake_dy, None, *fake, *options, (1 << 15) - 1))
+        fake_dy = COMPILED.scan_forward(*fake, *options, False)[0]
+        predicted = (fake_dy, *COMPILED.scan_backward(fake_dy, None, *fake, *options, (1 << 15) - 1))
     for got, expected in zip(found, predicted, strict=True):
         assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)

@@ -12,7 +12,7 @@ from ssmvdm_kernels import ops
 from . import cases, truth
 from .bounds import Expected
 from .cases import Case
-from .checks import assert_same_bits, call, device_of, expected, run_case
+from .checks import assert_same_bits, call, device_of, expected, operators_of, run_case
 
 F64 = torch.float64
 
@@ -89,13 +89,14 @@ def test_adjoint_identity(case, backend):
     assert (left - right).abs() <= allowed
 
 
-def operator_call(case: Case, needs: int):
+def operator_call(case: Case, needs: int, backend: str):
     """scan_backward as autograd calls it, asking for the inputs whose bits are set."""
-    inputs, (dy, dlast) = case.inputs(), case.output_gradients()
+    device = device_of(backend)
+    inputs, (dy, dlast) = case.inputs(device), case.output_gradients(device)
     direction = {"forward": ops.FORWARD, "reverse": ops.REVERSE, "both": ops.BOTH}[case.direction]
     merge = {"sum": ops.SUM, "mean": ops.MEAN, "cat": ops.CAT}[case.options.merge]
     tensors = [inputs[name] for name in truth.NAMES]
-    return ops.scan_backward(dy, dlast, *tensors, direction, merge, case.softplus, needs)
+    return operators_of(backend).scan_backward(dy, dlast, *tensors, direction, merge, case.softplus, needs)
 
 
 ONLY = [
@@ -108,21 +109,20 @@ ONLY = [
 @pytest.mark.parametrize("case", ONLY, ids=by_name)
 def test_only_what_is_needed_is_computed(case, compiled_backend):
     """One bit gives one gradient, with the bits it has among all of them; everything else is empty."""
-    if compiled_backend != "cpu":
-        pytest.skip("calls the operator on CPU tensors")
-    everything = operator_call(case, (1 << len(truth.NAMES)) - 1)
+    everything = operator_call(case, (1 << len(truth.NAMES)) - 1, compiled_backend)
     given = case.given()
     for index, name in enumerate(truth.NAMES):
-        found = operator_call(case, 1 << index)
+        found = operator_call(case, 1 << index, compiled_backend)
         for other, gradient in zip((*truth.NAMES, "y"), found, strict=True):
             if other != name or name not in given:
                 assert gradient.shape == (0,), f"asked for {name} only, but d{other} was computed"
         if name in given:
             assert_same_bits(found[index], everything[index], f"d{name} alone")
-    assert all(gradient.shape == (0,) for gradient in operator_call(case, 0))
-    *gradients, y = operator_call(case, ops.NEEDS_Y)
+    assert all(gradient.shape == (0,) for gradient in operator_call(case, 0, compiled_backend))
+    *gradients, y = operator_call(case, ops.NEEDS_Y, compiled_backend)
     assert all(gradient.shape == (0,) for gradient in gradients)
-    assert_same_bits(y, call(case.inputs("cpu"), case, "cpu")[0], "y of the forward pass")
+    y_forward, _ = call(case.inputs(device_of(compiled_backend)), case, compiled_backend)
+    assert_same_bits(y, y_forward, "y of the forward pass")
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmvdm_kernels import bidirectional_s4d_scan, explain, ops_s4d, s4d_scan
+from ssmvdm_kernels import bidirectional_s4d_scan, explain, s4d_scan
+from ssmvdm_kernels.operators import COMPILED
+from ssmvdm_kernels.ops_s4d import NEEDS_Y, S4dTensors
 
 from .checks import assert_same_bits
 
@@ -298,24 +300,24 @@ def test_backward_can_return_the_output():
     for merge, z, shape in itertools.product((0, 1, 2), (True, False), ("lanes", "recurrence")):
         inputs = made(shape, torch.float32, has_z=z)
         tensors = real(inputs)
-        y = ops_s4d.s4d_forward(*tensors, 2, merge)
-        assert_same_bits(ops_s4d.s4d_backward(torch.ones_like(y), *tensors, 2, merge, ops_s4d.NEEDS_Y)[-1], y)
+        y = COMPILED.s4d_forward(*tensors, 2, merge)
+        assert_same_bits(COMPILED.s4d_backward(torch.ones_like(y), *tensors, 2, merge, NEEDS_Y)[-1], y)
 
 
-def real(inputs: dict) -> ops_s4d.S4dTensors:
+def real(inputs: dict) -> S4dTensors:
     values = (inputs.get(name) for name in NAMES)
-    return ops_s4d.S4dTensors(*(torch.view_as_real(v) if v is not None and v.is_complex() else v for v in values))
+    return S4dTensors(*(torch.view_as_real(v) if v is not None and v.is_complex() else v for v in values))
 
 
 def test_opcheck():
     for has_z, merge in ((True, 0), (False, 2)):
         tensors = real(made("modes 6", torch.float32, has_z=has_z))
         leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
-        torch.library.opcheck(torch.ops.ssmvdm.s4d_forward.default, (*leaves, 2, merge))
-        y = ops_s4d.s4d_forward(*tensors, 2, merge)
+        torch.library.opcheck(COMPILED.s4d_forward, (*leaves, 2, merge))
+        y = COMPILED.s4d_forward(*tensors, 2, merge)
         for needs in (0, 0b101010101, (1 << 10) - 1):
             arguments = (torch.ones_like(y), *tensors, 2, merge, needs)
-            torch.library.opcheck(torch.ops.ssmvdm.s4d_backward.default, arguments)
+            torch.library.opcheck(COMPILED.s4d_backward, arguments)
 
 
 def test_compile_export_meta_vmap_autocast():
@@ -380,7 +382,7 @@ def test_bare_operators_refuse_what_they_would_read_beyond():
     tensors = real(made("odd", torch.float32))
     for changes in ({"decay": tensors.decay[:4]}, {"weight": tensors.weight[..., :1]}, {"z": tensors.z[..., :3]}):
         with pytest.raises(RuntimeError, match="must have the shape"):
-            ops_s4d.s4d_forward(*tensors._replace(**changes), 2, 0)
-    y = ops_s4d.s4d_forward(*tensors, 2, 0)
+            COMPILED.s4d_forward(*tensors._replace(**changes), 2, 0)
+    y = COMPILED.s4d_forward(*tensors, 2, 0)
     with pytest.raises(RuntimeError, match="dy must have the shape"):
-        ops_s4d.s4d_backward(y, *tensors, 2, 2, 1)
+        COMPILED.s4d_backward(y, *tensors, 2, 2, 1)

@@ -15,7 +15,7 @@ from ssmvdm_kernels import bidirectional_conv1d, bidirectional_selective_scan, o
 from . import cases, truth
 from .bounds import Expected
 from .cases import Case
-from .checks import assert_same_bits, call, device_of, run, run_case
+from .checks import assert_same_bits, call, device_of, operators_of, run, run_case
 
 EVERY_CHECK = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -55,20 +55,20 @@ def test_opcheck_of_the_scan(case, compiled_backend):
     # The operator wants equal groups; a shared form beside a grouped one is brought to it by the public function.
     if case.B_form == "groups" and case.C_form == "shared":
         case = dataclasses.replace(case, C_form="groups")
-    device = device_of(compiled_backend)
+    device, operators = device_of(compiled_backend), operators_of(compiled_backend)
     for requires_grad in (False, True):
         arguments = *operator_arguments(case, device, requires_grad), case.has_last
-        torch.library.opcheck(torch.ops.ssmvdm.scan_forward.default, arguments, test_utils=EVERY_CHECK)
+        torch.library.opcheck(operators.scan_forward, arguments, test_utils=EVERY_CHECK)
     dy, dlast = case.output_gradients(device)
     for needs in ((1 << len(truth.NAMES)) - 1, 0b1010_0000_0101_0011):
         arguments = dy, dlast, *operator_arguments(case, device, False), needs
-        torch.library.opcheck(torch.ops.ssmvdm.scan_backward.default, arguments, test_utils=EVERY_CHECK)
+        torch.library.opcheck(operators.scan_backward, arguments, test_utils=EVERY_CHECK)
 
 
 @pytest.mark.parametrize("direction", [ops.FORWARD, ops.REVERSE, ops.BOTH], ids=["forward", "reverse", "both"])
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_opcheck_of_the_convolution(layout, direction, compiled_backend):
-    device = device_of(compiled_backend)
+    device, operators = device_of(compiled_backend), operators_of(compiled_backend)
     x = cases.lay_out(torch.randn(2, 5, 7, 3, device=device), layout)
     separate = direction == ops.BOTH
     parameters = [
@@ -80,10 +80,11 @@ def test_opcheck_of_the_convolution(layout, direction, compiled_backend):
     parameters = [None if p is None else p.to(device) for p in parameters]
     for requires_grad in (False, True):
         tensors = [None if t is None else t.detach().requires_grad_(requires_grad) for t in (x, *parameters)]
-        torch.library.opcheck(ops.conv1d_forward, (*tensors, direction, True), test_utils=EVERY_CHECK)
+        torch.library.opcheck(operators.conv1d_forward, (*tensors, direction, True), test_utils=EVERY_CHECK)
     nothing = x.new_empty(0)
     dys = (nothing if direction == ops.REVERSE else x, nothing if direction == ops.FORWARD else x)
-    torch.library.opcheck(ops.conv1d_backward, (*dys, x, *parameters, direction, True, 0b11111), test_utils=EVERY_CHECK)
+    arguments = *dys, x, *parameters, direction, True, 0b11111
+    torch.library.opcheck(operators.conv1d_backward, arguments, test_utils=EVERY_CHECK)
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def dense_strides(like: torch.Tensor, shape) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("case", cases.pairs(), ids=by_name)
 def test_fake_and_real_outputs_have_the_promised_strides(case, compiled_backend):
-    device = device_of(compiled_backend)
+    device, operators = device_of(compiled_backend), operators_of(compiled_backend)
     if "groups" in (case.B_form, case.C_form):  # expanded by the public function before the operator sees them
         case = dataclasses.replace(
             case, B_form="groups", C_form="groups", B_b_form="groups" if case.B_b_form == "shared" else None
@@ -108,11 +109,17 @@ def test_fake_and_real_outputs_have_the_promised_strides(case, compiled_backend)
     everything = (1 << len(truth.NAMES)) - 1 | ops.NEEDS_Y
     arguments = operator_arguments(case, device, False)
     dy, dlast = case.output_gradients(device)
-    real = *ops.scan_forward(*arguments, case.has_last), *ops.scan_backward(dy, dlast, *arguments, everything)
+    real = (
+        *operators.scan_forward(*arguments, case.has_last),
+        *operators.scan_backward(dy, dlast, *arguments, everything),
+    )
     with torch._subclasses.FakeTensorMode() as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in (*arguments, dy, dlast)]
         *arguments_, dy_, dlast_ = fakes
-        fake = *ops.scan_forward(*arguments_, case.has_last), *ops.scan_backward(dy_, dlast_, *arguments_, everything)
+        fake = (
+            *operators.scan_forward(*arguments_, case.has_last),
+            *operators.scan_backward(dy_, dlast_, *arguments_, everything),
+        )
     for name, one, other in zip(("y", "last_state", *truth.NAMES, "y again"), real, fake, strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype), name
     inputs = dict(zip(truth.NAMES, arguments, strict=False))

@@ -8,7 +8,7 @@ import torch
 from ssmvdm import TemporalConfig
 from ssmvdm.temporal import build_temporal_layer
 from ssmvdm.temporal.s4d import S4D
-from ssmvdm_kernels import ops_s4d
+from ssmvdm_kernels.operators import COMPILED
 
 MERGES = ("sum", "cat", "none")
 
@@ -133,7 +133,7 @@ class CountScans(torch.utils._python_dispatch.TorchDispatchMode):
         self.calls = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if function in (ops_s4d.s4d_forward, ops_s4d.s4d_backward):
+        if function in (COMPILED.s4d_forward, COMPILED.s4d_backward):
             self.calls.append(function)
         return function(*arguments, **(options or {}))
 
@@ -145,4 +145,4 @@ def test_the_lean_mixer_runs_no_second_forward_scan(layer):
         x = torch.empty(1, 8, 3, 2, 2, requires_grad=True)
     with CountScans() as scans:
         module(x).sum().backward()
-    assert scans.calls == [ops_s4d.s4d_forward, ops_s4d.s4d_backward]
+    assert scans.calls == [COMPILED.s4d_forward, COMPILED.s4d_backward]

@@ -1,0 +1,30 @@
+"""The compiled libraries in this package. Loading one registers its kernels for the operators `ssmvdm::*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+REMEDY = "Build it with: pip install --no-build-isolation <source of ssmvdm-kernels>."
+
+
+def files(name: str) -> list[Path]:
+    """Where the library `name` lies: one path, or none if it was not built."""
+    return sorted(p for p in Path(__file__).parent.glob(f"{name}.*") if p.suffix in (".so", ".pyd", ".dylib"))
+
+
+def load(name: str) -> str | None:
+    """Load the library `name`. Returns None, or a sentence saying why that failed."""
+    found = files(name)
+    if not found:
+        return f"This installation has no compiled {name} extension."
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"The extension {found[0].name} cannot be loaded by torch {torch.__version__}: {error}."
+    return None
+
+
+# Why a library is not loaded, or None: each on its own, so that a CUDA failure leaves the CPU kernels alone.
+problems = {name: load(name) for name in ("_C", "_C_cuda")}
