@@ -1,0 +1,24 @@
+// What a program that runs kernels on the emulator can set and read. Plain C++.
+#pragma once
+
+#include <cstdint>
+
+namespace ssmvdm::emulator {
+
+enum class Order : int32_t { kForward, kReverse, kRandom };
+
+struct Settings {
+  int32_t multiprocessors = 2;
+  int32_t shared_bytes = 227 * 1024;  // that a block can have
+  Order order = Order::kForward;      // of blocks, and of threads between barriers
+  uint32_t seed = 1;                  // of the random order
+};
+Settings& settings();
+
+// What happened since they were last set to zero; atomics count accesses, not instructions.
+struct Counters {
+  int64_t launches, blocks, atomics, barriers, warp_operations;
+};
+Counters& counters();
+
+}  // namespace ssmvdm::emulator
