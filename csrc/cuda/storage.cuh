@@ -32,11 +32,6 @@ struct Strided {
   int64_t groups;
 
   __host__ __device__ explicit operator bool() const { return data != nullptr; }
-
-  // Where (batch, lane) begins. `row`, `time` and `group` are the caller's to add.
-  __host__ __device__ int64_t sequence(int64_t index, int64_t lanes) const {
-    return lanes == 1 ? index * batch : index / lanes * batch + index % lanes * lane;
-  }
 };
 
 inline Strided strided(const SequenceView& view) {

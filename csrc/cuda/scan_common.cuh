@@ -1,0 +1,324 @@
+// What the forward and the backward scan share: parameters, the place of a thread, tiles of B and C, loads of several
+// time steps, the meeting of the two directions.
+//
+// A thread walks one sequence of one direction in order and keeps 16 states of K channels in registers. A block holds a
+// slice of channels and both directions. There are two ways to lay threads over the tensors:
+//
+//   ChannelThreads   neighbouring threads are neighbouring channels of one sequence. B and C are the same for all of
+//                    them and are read from shared memory as broadcasts. For channels contiguous, and with loads of
+//                    several steps at once for length contiguous.
+//   LaneThreads<K>   the threads of a warp are 32 sequences, which share K channels; B and C differ from thread to
+//                    thread and serve all warps of the block. For lanes contiguous.
+//
+// Each takes any strides; the layout only decides which is fast. Where the directions are merged they meet: up to the
+// middle of the sequence each leaves its sums in `exchange`, and beyond it each finds those of the other.
+#pragma once
+
+#include "cuda/math.cuh"
+#include "cuda/storage.cuh"
+
+namespace ssmvdm::cuda {
+
+constexpr int kStates = 16;  // walked at once; where there are more, they take turns
+constexpr int kVector = 4;   // elements of a vector load along time
+
+// All tensors of a direction are seen in its own walking order: step s of the reverse direction is time length-1-s.
+struct DirectionParams {
+  Strided u, delta, z, y, B, C;
+  const float *A, *B_const, *C_const, *D, *bias;
+  int32_t B_sharing, C_sharing;  // groups of channels that share a group of B, of C
+  bool reverse;
+};
+
+struct ScanParams {
+  int64_t channels, lanes, sequences;
+  int32_t length, states, directions;
+  bool softplus, concatenate;
+  bool vectors;  // rows along time can be read kVector elements at once
+  float scale;
+  DirectionParams dir[kMaxDirections];
+  const float* initial_state;  // (batch, channels, states, lanes)
+  float* last_state;
+  // Division of the work: a block walks every `unit_step`-th unit of one slice. A unit is one sequence, or 32.
+  int64_t units, unit_step, group_channels;
+  int32_t slices, group_slices, width;  // width: channels of a slice
+  float* exchange;                      // (blocks, exchange_floats), or null where it lies in shared memory
+  int64_t exchange_floats;
+
+  __host__ __device__ bool meets() const { return directions == 2 && !concatenate; }
+};
+
+template <bool kTurned = false>
+struct ChannelThreads {
+  static constexpr int kChannels = 1, kUnit = 1;
+  static constexpr int kThreads = 448;             // of a block, at most
+  static constexpr int kTileSteps = 32;            // of B and C in shared memory
+  static constexpr int kStepFloats = 2 * kStates;  // B and C of one step
+  // kTurned: the thread keeps its states in an order of its own, quarter q ^ quarter_order() in the place of q, by which
+  // sums over channels need no selections.
+  __device__ static int quarter_order() { return kTurned ? int(threadIdx.x) / 8 % 4 : 0; }
+};
+template <int K>
+struct LaneThreads {
+  static constexpr int kChannels = K, kUnit = 32;
+  static constexpr int kThreads = 256;
+  static constexpr int kTileSteps = 8;
+  static constexpr int kStepFloats = 2 * kStates * 32;
+  __device__ static int quarter_order() { return 0; }
+};
+
+template <class Map>
+constexpr int kTileFloats = Map::kTileSteps * Map::kStepFloats;
+
+// Where a thread stands. Threads without a channel or a sequence of their own compute along with the last one and store
+// nothing.
+template <class Map>
+struct Place {
+  int direction, index, threads;  // threads of one direction, and which of them
+  int group, own_channels;        // own_channels: of kChannels
+  int64_t first_channel, last_channel;  // last_channel: of the group
+  int64_t batch, lane;                  // of the present sequence
+  bool owns_sequence;
+
+  __device__ explicit Place(const ScanParams& p) {
+    threads = p.width / Map::kChannels * Map::kUnit;
+    // By way of a shuffle the compiler knows that it is the same for the warp.
+    direction = __shfl_sync(0xffffffffu, int(threadIdx.x) >= threads, 0);
+    index = int(threadIdx.x) - direction * threads;
+    const int slice = int(blockIdx.x % unsigned(p.slices));
+    group = slice / p.group_slices;
+    const int64_t in_group =
+        int64_t(slice % p.group_slices) * p.width + index / Map::kUnit * Map::kChannels;
+    const int64_t left = p.group_channels - in_group;
+    own_channels = left < 0 ? 0 : left < Map::kChannels ? int(left) : Map::kChannels;
+    first_channel = group * p.group_channels + in_group;
+    last_channel = (group + 1) * p.group_channels - 1;
+  }
+  __device__ void begin(const ScanParams& p, int64_t unit) {
+    int64_t sequence = unit * Map::kUnit + int(threadIdx.x) % Map::kUnit;
+    owns_sequence = sequence < p.sequences;
+    if (!owns_sequence) sequence = p.sequences - 1;
+    batch = sequence / p.lanes, lane = sequence % p.lanes;
+  }
+  __device__ int64_t channel(int k) const {
+    const int64_t c = first_channel + k;
+    return c < last_channel ? c : last_channel;
+  }
+  __device__ bool owns(int k) const { return owns_sequence && k < own_channels; }
+  __device__ int state(int n) const { return 4 * (n / 4 ^ Map::quarter_order()) + n % 4; }  // the n-th in registers
+  __device__ int64_t sequence_offset(const Strided& x) const { return batch * x.batch + lane * x.lane; }
+  __device__ int64_t row_offset(const Strided& x, int k) const { return sequence_offset(x) + channel(k) * x.row; }
+  // Index into a (batch, channels, states, lanes) tensor.
+  __device__ int64_t state_index(const ScanParams& p, int k, int state) const {
+    return ((batch * p.channels + channel(k)) * p.states + state) * p.lanes + lane;
+  }
+};
+
+// -- time ------------------------------------------------------------------------------------------------------------
+
+// Elements of a row from `p` on, `step` apart. kAlongTime: kVector of them are neighbours in memory, and aligned.
+template <class T, int kCount, bool kAlongTime>
+__device__ inline void load_steps(float (&x)[kCount], const T* p, int64_t step) {
+  if constexpr (kAlongTime && kCount == kVector) {
+    struct alignas(sizeof(T) * kVector) Vector {
+      T value[kVector];
+    };
+    const Vector v = *reinterpret_cast<const Vector*>(step < 0 ? p - (kVector - 1) : p);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) x[i] = to_float(step < 0 ? v.value[kVector - 1 - i] : v.value[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) x[i] = to_float(p[i * step]);
+  }
+}
+template <class T, int kCount, bool kAlongTime>
+__device__ inline void store_steps(const float (&x)[kCount], T* p, int64_t step) {
+  if constexpr (kAlongTime && kCount == kVector) {
+    struct alignas(sizeof(T) * kVector) Vector {
+      T value[kVector];
+    } v;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) v.value[i] = from_float<T>(step < 0 ? x[kVector - 1 - i] : x[i]);
+    *reinterpret_cast<Vector*>(step < 0 ? p - (kVector - 1) : p) = v;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) p[i * step] = from_float<T>(x[i]);
+  }
+}
+
+// Takes the block through the steps [first, last), tile by tile: stage(begin, end) fills tiles for these steps of both directions,
+// walk(begin, from, to, has_met) works on the steps [from, to) of the thread's own. Where the directions meet, all are
+// done with what lies before the middle before any goes beyond it.
+template <class Map, class Stage, class Walk>
+__device__ inline void walk_tiles(int first, int last, int length, bool meets, bool is_second, const Stage& stage,
+                                  const Walk& walk) {
+  const int middle = meets ? (length + 1) / 2 : 0, own = is_second && meets ? length - middle : middle;
+  for (int begin = first; begin < last; begin += Map::kTileSteps) {
+    const int end = begin + Map::kTileSteps < last ? begin + Map::kTileSteps : last;
+    __syncthreads();
+    stage(begin, end);
+    __syncthreads();
+    for (int has_met = 0; has_met < 2; ++has_met) {
+      if (has_met && begin < middle && middle <= end) __syncthreads();
+      const int from = has_met && own > begin ? own : begin, to = !has_met && own < end ? own : end;
+      walk(begin, from, to, bool(has_met));
+    }
+  }
+}
+
+// The same against the walking order.
+template <class Map, class Stage, class Walk>
+__device__ inline void walk_tiles_back(int first, int last, int length, bool meets, bool is_second, const Stage& stage,
+                                       const Walk& walk) {
+  const int middle = meets ? length / 2 : length, own = is_second && meets ? length - middle : middle;
+  for (int end = last, begin; end > first; end = begin) {
+    begin = (end - 1) / Map::kTileSteps * Map::kTileSteps;
+    __syncthreads();
+    stage(begin, end);
+    __syncthreads();
+    for (int has_met = 0; has_met < 2; ++has_met) {
+      if (has_met && meets && begin <= middle && middle < end) __syncthreads();
+      const int from = !has_met && own > begin ? own : begin, to = has_met && own < end ? own : end;
+      walk(begin, from, to, bool(has_met));
+    }
+  }
+}
+
+// -- B and C ---------------------------------------------------------------------------------------------------------
+
+// One step's B and C of four states, from a tile: [B | C][16] floats or [16][32 lanes] pairs.
+template <bool kTurned>
+__device__ inline void load_four(ChannelThreads<kTurned>, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
+  quarter ^= ChannelThreads<kTurned>::quarter_order();
+  const float4 b = reinterpret_cast<const float4*>(step)[quarter];
+  const float4 c = reinterpret_cast<const float4*>(step + kStates)[quarter];
+  B[0] = b.x, B[1] = b.y, B[2] = b.z, B[3] = b.w;
+  C[0] = c.x, C[1] = c.y, C[2] = c.z, C[3] = c.w;
+}
+template <int K>
+__device__ inline void load_four(LaneThreads<K>, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 pair = reinterpret_cast<const float2*>(step)[(4 * quarter + j) * 32 + threadIdx.x % 32];
+    B[j] = pair.x, C[j] = pair.y;
+  }
+}
+
+// Fills the tile of each direction with its steps [begin, end). States beyond the last are zero.
+template <class T, class Map>
+__device__ inline void stage_states(const ScanParams& p, const Place<Map>& at, int first_state, int begin, int end,
+                                    float* tiles) {
+  for (int d = 0; d < p.directions; ++d) {
+    const DirectionParams& x = p.dir[d];
+    const auto start = [&](const Strided& tensor, int sharing) {
+      return element<const T>(tensor, at.sequence_offset(tensor) + at.group / sharing * tensor.group + begin * tensor.time);
+    };
+    const T *B = start(x.B, x.B_sharing), *C = start(x.C, x.C_sharing);
+    float* const tile = tiles + d * kTileFloats<Map>;
+    const bool along_time = Map::kUnit == 1 && (x.B.time == 1 || x.B.time == -1);
+    for (int i = threadIdx.x / Map::kUnit; i < Map::kTileSteps * kStates; i += int(blockDim.x) / Map::kUnit) {
+      const int s = along_time ? i % Map::kTileSteps : i / kStates, n = along_time ? i / Map::kTileSteps : i % kStates;
+      if (begin + s >= end) continue;
+      const int64_t state = first_state + n;
+      float b = 0.f, c = 0.f;
+      if (state < p.states) {
+        if (x.B) b = to_float(B[state * x.B.row + s * x.B.time]);
+        if (x.C) c = to_float(C[state * x.C.row + s * x.C.time]);
+      }
+      if (Map::kUnit == 1)
+        tile[s * 2 * kStates + n] = b, tile[s * 2 * kStates + kStates + n] = c;
+      else
+        reinterpret_cast<float2*>(tile)[(s * kStates + n) * 32 + threadIdx.x % 32] = make_float2(b, c);
+    }
+  }
+}
+
+// B and C that are constant in time take the place of what the tile has.
+template <class Map>
+struct ConstantStates {
+  const float *B, *C;  // of the thread's channel, or null
+  int first_state, states;
+
+  __device__ ConstantStates(const ScanParams& p, const DirectionParams& x, const Place<Map>& at, int first)
+      : first_state(first), states(p.states) {
+    const int64_t row = at.channel(0) * p.states + first;
+    B = x.B_const ? x.B_const + row : nullptr;
+    C = x.C_const ? x.C_const + row : nullptr;
+  }
+  __device__ bool has(const Place<Map>& at, int n) const { return first_state + at.state(n) < states; }
+  __device__ void load_four(const Place<Map>& at, int quarter, float (&b)[4], float (&c)[4]) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (!has(at, 4 * quarter + j)) continue;
+      if (B) b[j] = B[at.state(4 * quarter + j)];
+      if (C) c[j] = C[at.state(4 * quarter + j)];
+    }
+  }
+};
+
+// A of the thread's channels times log2 e; zero where there is no such state.
+template <class Map>
+__device__ inline void load_decay(const ScanParams& p, const Place<Map>& at, const float* A, int first_state,
+                                  float (&decay)[Map::kChannels][kStates]) {
+#pragma unroll
+  for (int k = 0; k < Map::kChannels; ++k)
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      const int state = first_state + at.state(n);
+      decay[k][n] = state < p.states ? A[at.channel(k) * p.states + state] * kLog2E : 0.f;
+    }
+}
+
+// One step of K channels: h = 2^(delta decay) h + delta u B, and sum = sum + <C, h>.
+template <class Map, bool kPlain>
+__device__ inline void step(float (&h)[Map::kChannels][kStates], const float (&decay)[Map::kChannels][kStates],
+                            const float* bc, const Place<Map>& at, const ConstantStates<Map>& constant,
+                            const float (&delta)[Map::kChannels], const float (&delta_u)[Map::kChannels],
+                            float (&sum)[Map::kChannels]) {
+#pragma unroll
+  for (int quarter = 0; quarter < kStates / 4; ++quarter) {
+    float B[4], C[4];
+    load_four(Map{}, bc, quarter, B, C);
+    if (!kPlain) constant.load_four(at, quarter, B, C);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int n = 4 * quarter + j;
+      if (!kPlain && !constant.has(at, n)) continue;
+#pragma unroll
+      for (int k = 0; k < Map::kChannels; ++k) {
+        h[k][n] = fmaf(exp2_approx(delta[k] * decay[k][n]), h[k][n], delta_u[k] * B[j]);
+        sum[k] = fmaf(h[k][n], C[j], sum[k]);
+      }
+    }
+  }
+}
+
+// -- the meeting of two directions -----------------------------------------------------------------------------------
+
+// A quantity to which several walks add, one after the other: the directions where they meet, and the turns of states
+// where there are more than 16. Until the last of them the sum waits in memory, one column per thread.
+struct Exchange {
+  float* column;  // [length][row] in natural time order
+  int row;
+  bool meets;
+
+  __device__ Exchange() {}
+  __device__ Exchange(float* memory, int row_, bool meets_, int direction, int length, int index)
+      : column(memory + (meets_ ? 0 : int64_t(direction) * length * row_) + index), row(row_), meets(meets_) {}
+
+  // Adds to `value` what is there, and leaves it there if this does not complete the sum.
+  __device__ void add(float& value, int64_t t, int offset, int turn, bool has_met) const {
+    const bool is_first = (turn & 1) && !(meets && has_met);
+    float* const p = column + t * row + offset;
+    if (!is_first) value += *p;
+    if (!is_last(turn, has_met)) *p = value;
+  }
+  __device__ bool is_last(int turn, bool has_met) const { return (turn & 2) && (!meets || has_met); }
+};
+
+// Which turn it is: bit 0, that of the first states; bit 1, that of the last.
+__device__ inline int turn_of(const ScanParams& p, int first_state) {
+  return (first_state == 0 ? 1 : 0) | (first_state + kStates >= p.states ? 2 : 0);
+}
+
+}  // namespace ssmvdm::cuda
