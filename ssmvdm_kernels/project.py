@@ -54,8 +54,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Videos are multiplied from the left, weight (out, in) times (in, length * lanes), where PyTorch's own matmul of
     these shapes would copy the video to fold the batch into one product. Two cases do fold: channels that are
     contiguous, for which that is a view, and sequences shorter than their width, whose copy is smaller than the weight
-    gradients, one per batch element, that the product from the left would sum.
+    gradients, one per batch element, that the product from the left would sum. Time steps that lie outside the channels
+    in memory join the batch.
     """
+    if _is_frame_by_frame(x):
+        return product(_frames(x), weight, bias).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
     columns = x.flatten(2)  # (batch, in, tokens)
     batch = columns.shape[0]
     if _folds(columns):
@@ -71,6 +74,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """Gradient of `project` in its weight: the sum over batch and tokens of dy x^T, (out, in)."""
+    if _is_frame_by_frame(x):
+        dy, x = _frames(dy), _frames(x)
     dy, x = dy.flatten(2), x.flatten(2)
     if _folds(x):
         dy_rows, x_rows = (t.transpose(1, 2).flatten(0, 1) for t in (dy, x))  # (batch * tokens, out | in)
@@ -82,7 +87,23 @@ def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
 
 def bias_gradient(dy: Tensor) -> Tensor:
     """Gradient of `project` in its bias: (out,)."""
+    if _is_frame_by_frame(dy):
+        dy = _frames(dy)
     return dy.flatten(2).sum((0, 2))
+
+
+def _is_frame_by_frame(x: Tensor) -> bool:
+    """Whether x (batch, channels, length, *lanes) lies in memory as (batch, length, channels, *lanes), which is how
+    image layers that see frames as a batch leave a video. Time and lanes are no single axis then, but batch and time.
+    """
+    if x.dim() < 4 or x.stride(1) == 1:
+        return False
+    return x.stride(2) > x.stride(1) and x.transpose(1, 2).is_contiguous()
+
+
+def _frames(x: Tensor) -> Tensor:
+    """(batch, channels, length, *lanes) -> (batch * length, channels, *lanes), a view where `_is_frame_by_frame`."""
+    return x.transpose(1, 2).flatten(0, 1)
 
 
 def _folds(columns: Tensor) -> bool:
