@@ -41,7 +41,7 @@ struct ScanParams {
   float* last_state;
   // Division of the work: a block walks every `unit_step`-th unit of one slice. A unit is one sequence, or 32.
   int64_t units, unit_step, group_channels;
-  int32_t slices, group_slices, width;  // width: channels of a slice
+  int32_t slices, group_slices, width, laps;  // a slice is `laps` times `width` channels, one after the other
   float* exchange;                      // (blocks, exchange_floats), or null where it lies in shared memory
   int64_t exchange_floats;
 
@@ -51,7 +51,7 @@ struct ScanParams {
 template <bool kTurned = false>
 struct ChannelThreads {
   static constexpr int kChannels = 1, kUnit = 1;
-  static constexpr int kThreads = 448;             // of a block, at most
+  static constexpr int kThreads = kTurned ? 256 : 448;  // of a block, at most
   static constexpr int kTileSteps = 32;            // of B and C in shared memory
   static constexpr int kStepFloats = 2 * kStates;  // B and C of one step
   // kTurned: the thread keeps its states in an order of its own, quarter q ^ quarter_order() in the place of q, by which
@@ -75,7 +75,7 @@ constexpr int kTileFloats = Map::kTileSteps * Map::kStepFloats;
 template <class Map>
 struct Place {
   int direction, index, threads;  // threads of one direction, and which of them
-  int group, own_channels;        // own_channels: of kChannels
+  int group, slice, lap = 0;
   int64_t first_channel, last_channel;  // last_channel: of the group
   int64_t batch, lane;                  // of the present sequence
   bool owns_sequence;
@@ -85,13 +85,10 @@ struct Place {
     // By way of a shuffle the compiler knows that it is the same for the warp.
     direction = __shfl_sync(0xffffffffu, int(threadIdx.x) >= threads, 0);
     index = int(threadIdx.x) - direction * threads;
-    const int slice = int(blockIdx.x % unsigned(p.slices));
+    slice = int(blockIdx.x % unsigned(p.slices));
     group = slice / p.group_slices;
-    const int64_t in_group =
-        int64_t(slice % p.group_slices) * p.width + index / Map::kUnit * Map::kChannels;
-    const int64_t left = p.group_channels - in_group;
-    own_channels = left < 0 ? 0 : left < Map::kChannels ? int(left) : Map::kChannels;
-    first_channel = group * p.group_channels + in_group;
+    first_channel = group * p.group_channels + int64_t(slice % p.group_slices) * p.width * p.laps +
+                    index / Map::kUnit * Map::kChannels;
     last_channel = (group + 1) * p.group_channels - 1;
   }
   __device__ void begin(const ScanParams& p, int64_t unit) {
@@ -104,7 +101,8 @@ struct Place {
     const int64_t c = first_channel + k;
     return c < last_channel ? c : last_channel;
   }
-  __device__ bool owns(int k) const { return owns_sequence && k < own_channels; }
+  __device__ bool owns_channel(int k) const { return first_channel + k <= last_channel; }
+  __device__ bool owns(int k) const { return owns_sequence && owns_channel(k); }
   __device__ int state(int n) const { return 4 * (n / 4 ^ Map::quarter_order()) + n % 4; }  // the n-th in registers
   __device__ int64_t sequence_offset(const Strided& x) const { return batch * x.batch + lane * x.lane; }
   __device__ int64_t row_offset(const Strided& x, int k) const { return sequence_offset(x) + channel(k) * x.row; }

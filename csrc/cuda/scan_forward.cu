@@ -144,10 +144,11 @@ struct Division {
     const bool exchanges = p.meets() || p.states > kStates;
     const int32_t tiles = p.directions * kTileFloats<Map> * int32_t(sizeof(float));
     // A first division gives the size of a block, which decides where it exchanges and so how many blocks there may be.
-    divide<Map>(p, args.groups, step, most, 1);
+    const int32_t width = slice_width(p.group_channels, step, most);
+    divide<Map>(p, args.groups, width, 1, 1);
     const int64_t floats = exchanges ? columns * p.width * Map::kUnit : 0;
     const bool in_shared = tiles + floats * int64_t(sizeof(float)) <= device.shared_bytes / 2;
-    blocks = divide<Map>(p, args.groups, step, most, int64_t(device.multiprocessors) * (in_shared ? 32 : 4));
+    blocks = divide<Map>(p, args.groups, width, 1, int64_t(device.multiprocessors) * (in_shared ? 32 : 4));
     p.exchange_floats = floats;
     workspace_bytes = in_shared ? 0 : blocks * floats * int64_t(sizeof(float));
     threads = p.width / Map::kChannels * Map::kUnit * p.directions;

@@ -82,12 +82,11 @@ inline int32_t slice_width(int64_t channels, int32_t step, int32_t most) {
   return best;
 }
 
-// Divides the units of every slice among blocks: about `blocks` in all, which no result may depend on unless `blocks`
-// is a constant.
+// Divides the units of every slice among about `blocks` blocks in all. Returns how many blocks there are.
 template <class Map>
-int64_t divide(ScanParams& p, int64_t groups, int32_t step, int32_t most, int64_t blocks) {
-  p.width = slice_width(p.group_channels, step, most);
-  p.group_slices = int32_t((p.group_channels + p.width - 1) / p.width);
+int64_t divide(ScanParams& p, int64_t groups, int32_t width, int32_t laps, int64_t blocks) {
+  p.width = width, p.laps = laps;
+  p.group_slices = int32_t((p.group_channels + width * laps - 1) / (width * laps));
   p.slices = int32_t(groups * p.group_slices);
   p.units = (p.sequences + Map::kUnit - 1) / Map::kUnit;
   const int64_t least = blocks / p.slices + 1;

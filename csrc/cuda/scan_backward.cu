@@ -1,0 +1,239 @@
+// Backward scan. Per sequence, channel and direction a thread
+//   A. walks the states once more and keeps them at every chunk of four steps; the outputs of the forward scan, which
+//      come for one more multiply-add, give dz;
+//   B. walks against time, chunk by chunk: from the kept states it has h and 2^(delta A) of four steps in registers, and
+//      carries q_t = a_{t+1} dh_{t+1} through
+//          dh_t = g_t C_t + q_t,    dB_t = dh_t delta_t u_t,    dC_t = g_t h_t,    d(delta u)_t = <dh_t, B_t>,
+//          q_{t-1} = a_t dh_t,      d(delta A)_t = q_{t-1} h_{t-1},                g = dy silu(z).
+// No state is ever recovered by subtraction. Sequences longer than a segment keep states at two distances, so that the
+// memory of a block does not grow with them by more than a 64th of the states.
+#include "cuda/scan_adjoint.cuh"
+
+namespace ssmvdm::cuda {
+namespace {
+
+template <class T, class Map, bool kPlain, bool kAlongTime>
+__global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const BackwardParams p) {
+  SSMVDM_SHARED(float, shared);
+  BackwardThread<T, Map, kPlain, kAlongTime> thread(p, shared);
+  Place<Map>& at = thread.at;
+  const int segments = (p.length + kSegment - 1) / kSegment;
+  const int64_t first_unit = blockIdx.x / unsigned(p.slices);
+  const bool is_second = at.direction == 1;
+  for (int64_t unit = first_unit; unit < p.units; unit += p.unit_step) {
+    at.begin(p, unit);
+    for (at.lap = 0; at.lap < p.laps; ++at.lap, at.first_channel += p.width) {
+      thread.begin_channel();
+      for (int first_state = 0; first_state == 0 || first_state < p.states; first_state += kStates) {
+        thread.begin_states(first_state);
+        const auto stage = [&](int begin, int end) { stage_states<T>(p, at, first_state, begin, end, shared); };
+        const auto states = [&](int from, int to, float* kept, int distance, bool wants_outputs) {
+          walk_tiles<Map>(from, to, p.length, wants_outputs && p.directions == 2, is_second, stage,
+                          [&](int begin, int first, int last, bool has_met) {
+                            thread.walk_states(begin, first, last, kept, from, distance, wants_outputs, has_met);
+                          });
+        };
+        if (segments > 1) states(0, p.length, thread.segment_states, kSegment, p.wants_outputs);
+        for (int segment = segments - 1; segment >= 0; --segment) {
+          const int from = segment * kSegment, to = from + kSegment < p.length ? from + kSegment : p.length;
+          if (segments > 1) thread.restore(segment);
+          states(from, to, thread.chunk_states, kChunk, segments == 1 && p.wants_outputs);
+          int done_begin = to, done_end = to;  // the tile whose sums are to be finished
+          const auto finish = [&] {
+            if (p.wants_states) thread.sums.finish_tile(p, at, unit, first_state / kStates, at.slice, done_begin, done_end);
+          };
+          walk_tiles_back<Map>(
+              from, to, p.length, p.directions == 2, is_second,
+              [&](int begin, int end) {
+                finish();
+                done_begin = begin, done_end = end;
+                stage(begin, end);
+              },
+              [&](int begin, int first, int last, bool has_met) {
+                thread.walk_adjoint(begin, first, last, from, unit, has_met);
+              });
+          __syncthreads();
+          finish();
+        }
+        thread.end_states(unit, unit == first_unit);
+      }
+    }
+    at.first_channel -= int64_t(p.laps) * p.width;
+  }
+}
+
+// The division of a call and its workspace.
+template <class Map>
+struct Division {
+  static constexpr int64_t kBlocks = 528;  // about; sums over sequences are divided among them, so it is a constant
+  BackwardParams p{};
+  int64_t blocks, workspace_bytes = 0;
+  int32_t threads, shared_bytes;
+
+  Division(const ScanBackwardArgs& args, const Device& device, char* workspace) {
+    static_cast<ScanParams&>(p) = scan_params(args);
+    fill_gradients(args);
+    if (Map::kUnit == 1) {
+      blocks = divide<Map>(p, args.groups, slice_width(p.group_channels, 32, Map::kThreads / 2), 1, kBlocks);
+    } else {  // one slice for as many channels as leave enough blocks: each slice has sums of dB and dC of its own
+      const int32_t width = slice_width(p.group_channels, 1, Map::kThreads / 2 / 32);
+      const int64_t most = (p.group_channels + width - 1) / width, units = (p.sequences + Map::kUnit - 1) / Map::kUnit;
+      const int64_t slices = kBlocks / 2 / (units * args.groups) + 1;
+      const int64_t laps = (most + slices - 1) / slices;
+      blocks = divide<Map>(p, args.groups, width, int32_t(laps), kBlocks);
+    }
+    const int32_t of_direction = p.width * Map::kUnit;
+    threads = of_direction * p.directions;
+    place(device, of_direction, workspace);
+  }
+
+ private:
+  void fill_gradients(const ScanBackwardArgs& args) {
+    const auto& shared = args.shared;
+    const bool both = p.directions == 2;
+    bool constant = false;
+    for (int d = 0; d < p.directions; ++d) {
+      const bool reverse = args.dir[d].reverse;
+      const auto see = [&](const SequenceView& view) {
+        p.vectors = p.vectors && has_vectors(view);
+        return walked(view, reverse, args.length);
+      };
+      const ScanGradDirection& g = args.grad[d];
+      p.grad[d] = {see(args.grad[both && shared.u ? 0 : d].du), see(args.grad[both && shared.delta ? 0 : d].ddelta),
+                   see(args.dz), see(args.forward_y[d])};
+      p.wants_states = p.wants_states || g.dB.data || g.dC.data;
+      constant = constant || args.dir[d].B_const || args.dir[d].C_const;
+    }
+    p.y_meets = p.meets(), p.dz_meets = both && p.concatenate && args.dz.data;
+    p.u_meets = both && shared.u, p.delta_meets = both && shared.delta;
+    p.wants_outputs = args.dz.data || args.forward_y[0].data;
+    p.dlast_state = static_cast<const float*>(args.dlast_state);
+    p.dinitial_state = static_cast<float*>(args.dinitial_state);
+    p.rows = p.states + 2 + (constant ? 2 * p.states : 0);
+  }
+
+  // Gives every part its place: shared memory as long as there is some, else the workspace.
+  void place(const Device& device, int32_t of_direction, char* workspace) {
+    using Sums = decltype(sums_for(Map{}));
+    const int64_t chunks = ((p.length < kSegment ? p.length : kSegment) + kChunk - 1) / kChunk;
+    const int64_t segments = (p.length + kSegment - 1) / kSegment;
+    p.chunk_floats = chunks * kStates * threads;
+    p.segment_floats = segments * kStates * threads;
+    p.exchange_floats = (p.uses_y() ? p.column_floats(of_direction, p.y_meets) : 0) +
+                        (p.uses_dz() ? p.column_floats(of_direction, p.dz_meets) : 0) +
+                        (p.uses_u() ? p.column_floats(of_direction, p.u_meets) : 0) +
+                        (p.uses_delta() ? p.column_floats(of_direction, p.delta_meets) : 0);
+    int64_t shared = p.directions * kTileFloats<Map> + (p.wants_states ? Sums::kFloats : 0);
+    // What a block of so many threads may take where registers leave room for Map::kThreads.
+    const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;
+    const auto take = [&](int64_t floats) {
+      float* const own = reinterpret_cast<float*>(workspace + workspace_bytes);
+      workspace_bytes += (floats * int64_t(sizeof(float)) + 255) / 256 * 256;
+      return own;
+    };
+    const auto share = [&](int64_t floats) {
+      if (shared + floats > budget) return take(blocks * floats);
+      shared += floats;
+      return static_cast<float*>(nullptr);
+    };
+    p.chunk_states = share(p.chunk_floats);
+    p.exchange = share(p.exchange_floats);
+    p.segment_states = segments > 1 ? take(blocks * p.segment_floats) : nullptr;
+    const int64_t padded = p.units * Map::kUnit;
+    p.state_sums = p.wants_states
+                       ? take(p.turns() * int64_t(p.slices) * p.directions * padded * p.length * kStateSums)
+                       : nullptr;
+    p.parameter_sums = take(p.unit_step * p.directions * p.rows * p.channels);
+    shared_bytes = int32_t(shared * int64_t(sizeof(float)));
+  }
+};
+
+// Which directions a gradient sums: both where they share what it is the gradient of, else each its own.
+template <class Gradient, class F>
+void for_each_gradient(int directions, bool shared, const Gradient* of_direction, const F& f) {
+  if (of_direction[0]) f(of_direction[0], 0, shared ? directions - 1 : 0);
+  if (directions == 2 && !shared && of_direction[1]) f(of_direction[1], 1, 1);
+}
+
+inline unsigned grid_of(int64_t count) { return unsigned(count < 256 * 65536 ? (count + 255) / 256 : 65536); }
+
+template <class T, class Map>
+cudaError_t finish_states(const ScanBackwardArgs& args, const BackwardParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  for (int which = 0; which < 2; ++which) {
+    const SequenceView* views[kMaxDirections];
+    for (int d = 0; d < kMaxDirections; ++d) {
+      const SequenceView& view = which ? args.grad[d].dC : args.grad[d].dB;
+      views[d] = view.data ? &view : nullptr;
+    }
+    for_each_gradient(p.directions, which ? args.shared.C : args.shared.B, views,
+                      [&](const SequenceView* view, int first, int last) {
+                        const StateGradient job{strided(*view), which, first, last,
+                                                int32_t(args.groups / view->groups)};
+                        const int64_t count = view->groups * p.units * Map::kUnit * p.length * p.states;
+                        if (status == cudaSuccess && count > 0)
+                          status = launch(finish_states_kernel<T, Map>, dim3(grid_of(count)), dim3(256), 0, stream, p, job);
+                      });
+  }
+  return status;
+}
+
+template <class Map>
+cudaError_t finish_parameters(const ScanBackwardArgs& args, const BackwardParams& p, cudaStream_t stream) {
+  ParameterGradients jobs{};
+  const auto add = [&](void* ScanGradDirection::* member, bool shared, int first_row, int width) {
+    void* const pointers[kMaxDirections] = {args.grad[0].*member, args.grad[1].*member};
+    for_each_gradient(p.directions, shared, pointers, [&](void* out, int first, int last) {
+      jobs.job[jobs.count++] = {static_cast<float*>(out), first_row, width, first, last};
+    });
+  };
+  const int constants = p.states + 2;
+  add(&ScanGradDirection::dA, args.shared.A, 0, p.states);
+  add(&ScanGradDirection::dD, args.shared.D, p.states, 1);
+  add(&ScanGradDirection::ddelta_bias, args.shared.delta_bias, p.states + 1, 1);
+  add(&ScanGradDirection::dB_const, args.shared.B, constants, p.states);
+  add(&ScanGradDirection::dC_const, args.shared.C, constants + p.states, p.states);
+  const int64_t count = p.channels * (p.states > 1 ? p.states : 1);
+  return launch(finish_parameters_kernel<Map>, dim3(grid_of(count)), dim3(256), 0, stream, p, jobs);
+}
+
+// Calls f with the division for the layout of u and the kernel that walks it.
+template <class T, class F>
+auto with_kernel(const ScanBackwardArgs& args, const Device& device, void* workspace, const F& f) {
+  using Channels = ChannelThreads<true>;
+  using Lanes = LaneThreads<1>;
+  const Layout layout = layout_of(args.dir[0].u);
+  const bool plain = is_plain(args);
+  if (layout == Layout::kLanes)
+    return f(Division<Lanes>(args, device, static_cast<char*>(workspace)), Lanes{},
+             plain ? scan_backward_kernel<T, Lanes, true, false> : scan_backward_kernel<T, Lanes, false, false>);
+  return f(Division<Channels>(args, device, static_cast<char*>(workspace)), Channels{},
+           !plain                    ? scan_backward_kernel<T, Channels, false, false>
+           : layout == Layout::kTime ? scan_backward_kernel<T, Channels, true, true>
+                                     : scan_backward_kernel<T, Channels, true, false>);
+}
+
+}  // namespace
+
+int64_t scan_backward_workspace(const ScanBackwardArgs& args, const Device& device) {
+  return with_kernel<float>(args, device, nullptr,
+                            [](const auto& division, auto, auto) { return division.workspace_bytes; });
+}
+
+const char* scan_backward(const ScanBackwardArgs& args, const Launch& to) {
+  const auto stream = static_cast<cudaStream_t>(to.stream);
+  return with_storage(args.dir[0].u.dtype, [&](auto value) {
+    using T = decltype(value);
+    return with_kernel<T>(args, to.device, to.workspace, [&](const auto& division, auto map, auto kernel) {
+      using Map = decltype(map);
+      const BackwardParams& p = division.p;
+      cudaError_t status = launch(kernel, dim3(unsigned(division.blocks)), dim3(division.threads),
+                                  division.shared_bytes, stream, p);
+      if (status == cudaSuccess && p.wants_states) status = finish_states<T, Map>(args, p, stream);
+      if (status == cudaSuccess) status = finish_parameters<Map>(args, p, stream);
+      return sentence(status);
+    });
+  });
+}
+
+}  // namespace ssmvdm::cuda

@@ -1,0 +1,235 @@
+// Parameters of the backward scan, and its sums over channels and over sequences. No atomics: every sum has an order.
+#pragma once
+
+#include "cuda/scan_launch.cuh"
+
+namespace ssmvdm::cuda {
+
+constexpr int kChunk = 4;        // steps whose states a thread holds at once
+constexpr int kSegment = 256;    // steps between the states that are kept of a long sequence
+constexpr int kStateSums = 2 * kStates;  // dB and dC of one step
+
+struct GradDirectionParams {
+  Strided du, ddelta, dz, forward_y;  // in walking order; data null where not wanted
+};
+
+struct BackwardParams : ScanParams {  // y of the directions holds dy
+  GradDirectionParams grad[kMaxDirections];
+  bool y_meets, u_meets, delta_meets, dz_meets;
+  bool wants_outputs;  // dz, or y of the forward scan
+  bool wants_states;   // dB or dC that change with time
+  const float* dlast_state;
+  float* dinitial_state;
+  // Memory of a block: h at every chunk of a segment; h at every segment, if there are several; and what waits to be
+  // completed. Null where it lies in shared memory.
+  float *chunk_states, *segment_states, *exchange;
+  int64_t chunk_floats, segment_floats;
+  // dB and dC summed over the channels of a slice: (turns, slices, directions, units, length, kStateSums, kUnit)
+  float* state_sums;
+  // Sums over the sequences of a block: (unit_step, directions, rows, channels). Rows: dA, dD, d delta_bias, then dB and
+  // dC that are constant in time.
+  float* parameter_sums;
+  int32_t rows;
+
+  __host__ __device__ int32_t turns() const { return states > kStates ? (states + kStates - 1) / kStates : 1; }
+  // Whether sums have to wait for the other direction or for other states.
+  __host__ __device__ bool uses_y() const { return wants_outputs && (y_meets || turns() > 1); }
+  __host__ __device__ bool uses_dz() const { return dz_meets; }
+  __host__ __device__ bool uses_u() const { return u_meets || turns() > 1; }
+  __host__ __device__ bool uses_delta() const { return delta_meets || turns() > 1; }
+  __host__ __device__ int64_t column_floats(int threads_of_direction, bool meets) const {
+    return int64_t(length) * threads_of_direction * (meets ? 1 : directions);
+  }
+};
+
+// -- sums over the lanes of a warp -----------------------------------------------------------------------------------
+
+__device__ inline float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x += from_lane(x, mask);
+  return x;
+}
+
+// Halves the work of a sum over lanes: of the two values the lane keeps one, by its bit `mask`, and adds the other
+// lane's.
+__device__ inline float keep_one(float first, float second, int mask) {
+  const bool has_bit = threadIdx.x & mask;
+  return (has_bit ? second : first) + from_lane(has_bit ? first : second, mask);
+}
+
+// Sums of four neighbouring values over the lanes; those of lane l end up complete up to the bits 1 and 2, for value
+// l / 2 % 4.
+__device__ inline float sum_four(const float* v) {
+  const float a = keep_one(v[0], v[2], 4), b = keep_one(v[1], v[3], 4);
+  return keep_one(a, b, 2);
+}
+
+// Sums over the 32 channels of a warp: lane 2 n + which gets that of state n, dB or dC. Quarters of the states come in
+// the order of ChannelThreads<true>, so that of the values of two lanes each already has its own in front.
+__device__ inline float sum_channels(float (&dB)[kStates], float (&dC)[kStates]) {
+  float one[2];
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    float* v = which ? dC : dB;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] += from_lane(v[i + 8], 16);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] += from_lane(v[i + 4], 8);
+    one[which] = sum_four(v);
+  }
+  return keep_one(one[0], one[1], 1);
+}
+
+// Sums of 16 values over all lanes: lane l gets that of value l / 2.
+__device__ inline float sum_lanes(const float (&v)[kStates]) {
+  float half[8], quarter[4];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) half[i] = keep_one(v[i], v[i + 8], 16);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) quarter[i] = keep_one(half[i], half[i + 4], 8);
+  const float x = sum_four(quarter);
+  return x + from_lane(x, 1);
+}
+
+// -- dB and dC: sums over the channels of a slice --------------------------------------------------------------------
+
+// Where the sums of a step begin.
+template <class Map>
+__device__ inline float* state_sums_of(const BackwardParams& p, int turn_index, int slice, int direction, int64_t unit,
+                                       int64_t step) {
+  const int64_t part = (int64_t(turn_index) * p.slices + slice) * p.directions + direction;
+  return p.state_sums + ((part * p.units + unit) * p.length + step) * (kStateSums * Map::kUnit);
+}
+
+// Channels of a sequence: over the warp by shuffles; over the warps once per tile, from shared memory.
+template <class Map>
+struct ChannelSums {
+  static constexpr int kWarps = Map::kThreads / 2 / 32;
+  static constexpr int kFloats = 2 * Map::kTileSteps * kWarps * 32;
+  float* memory;  // [direction][step of the tile][warp][32]
+
+  __device__ void add(const BackwardParams&, const Place<Map>& at, int step_in_tile, float (&dB)[kStates],
+                      float (&dC)[kStates], float*) {
+    const int warp = at.index / 32;
+    memory[((at.direction * Map::kTileSteps + step_in_tile) * kWarps + warp) * 32 + threadIdx.x % 32] =
+        sum_channels(dB, dC);
+  }
+  // The steps [begin, end) of the last tile, by the whole block, after a barrier.
+  __device__ void finish_tile(const BackwardParams& p, const Place<Map>& at, int64_t unit, int turn_index, int slice,
+                              int begin, int end) {
+    const int steps = end - begin, warps = at.threads / 32;
+    for (int i = threadIdx.x; i < p.directions * steps * 32; i += blockDim.x) {
+      const int d = i / (steps * 32), step = i / 32 % steps, lane = i % 32;
+      const float* v = memory + (d * Map::kTileSteps + step) * kWarps * 32 + lane;
+      float sum = v[0];
+      for (int w = 1; w < warps; ++w) sum += v[w * 32];
+      state_sums_of<Map>(p, turn_index, slice, d, unit, begin + step)[lane] = sum;
+    }
+  }
+};
+
+// Lanes of a video: a thread has the values of its own sequence, so only the warps of its direction, which have other
+// channels, are summed; then every thread adds its share to what former laps have left.
+template <class Map>
+struct LaneSums {
+  static constexpr int kWarps = Map::kThreads / 2 / 32;
+  static constexpr int kRow = kStateSums + 4;  // floats of a thread, with a gap that spreads them over the banks
+  static constexpr int kFloats = 2 * 2 * kWarps * 32 * kRow;
+  float* memory;  // [direction][parity][warp][lane][kRow]
+  int parity = 0;
+
+  __device__ void add(const BackwardParams&, const Place<Map>& at, int, float (&dB)[kStates], float (&dC)[kStates],
+                      float* sums) {
+    const int warps = at.threads / 32, warp = at.index / 32, lane = threadIdx.x % 32;
+    float* const own = memory + (at.direction * 2 + parity) * kWarps * 32 * kRow;
+    float4* const row = reinterpret_cast<float4*>(own + (warp * 32 + lane) * kRow);
+#pragma unroll
+    for (int i = 0; i < kStates / 4; ++i) {
+      row[i] = make_float4(dB[4 * i], dB[4 * i + 1], dB[4 * i + 2], dB[4 * i + 3]);
+      row[kStates / 4 + i] = make_float4(dC[4 * i], dC[4 * i + 1], dC[4 * i + 2], dC[4 * i + 3]);
+    }
+    barrier_of(1 + at.direction, at.threads);
+    for (int v = 4 * warp; v < kStateSums; v += 4 * warps) {
+      float4 sum = *reinterpret_cast<const float4*>(own + lane * kRow + v);
+      for (int w = 1; w < warps; ++w) {
+        const float4 x = *reinterpret_cast<const float4*>(own + (w * 32 + lane) * kRow + v);
+        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+      }
+      float* const out = sums + v * 32 + lane;
+      if (at.lap > 0) sum.x += out[0], sum.y += out[32], sum.z += out[64], sum.w += out[96];
+      out[0] = sum.x, out[32] = sum.y, out[64] = sum.z, out[96] = sum.w;
+    }
+    parity ^= 1;
+  }
+  __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int, int) {}
+};
+
+template <bool kTurned>
+__host__ __device__ ChannelSums<ChannelThreads<kTurned>> sums_for(ChannelThreads<kTurned>);
+template <int K>
+__host__ __device__ LaneSums<LaneThreads<K>> sums_for(LaneThreads<K>);
+
+// -- what is left when all blocks are done ---------------------------------------------------------------------------
+
+// The gradient of one B or C: sums over slices, and over both directions where they share it.
+struct StateGradient {
+  Strided out;  // (batch, groups, states, length, lanes), natural time order
+  int32_t which, first_direction, last_direction, sharing;
+};
+
+template <class T, class Map>
+__global__ void __launch_bounds__(256) finish_states_kernel(const BackwardParams p, const StateGradient job) {
+  const int64_t groups = p.slices / p.group_slices / job.sharing, padded = p.units * Map::kUnit;
+  const int64_t count = groups * padded * p.length * p.states;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
+    // Neighbouring threads read neighbouring sums.
+    int64_t rest = i / Map::kUnit;
+    const int64_t lane = i % Map::kUnit, state = rest % p.states;
+    rest /= p.states;
+    const int64_t t = rest % p.length;
+    rest /= p.length;
+    const int64_t unit = rest % p.units, group = rest / p.units, q = unit * Map::kUnit + lane;
+    if (q >= p.sequences) continue;
+    const int n = int(state % kStates);
+    const int value = Map::kUnit == 1 ? 2 * n + job.which : (job.which * kStates + n) * 32 + int(lane);
+    const int slices = job.sharing * p.group_slices;
+    float sum = 0.f;
+    for (int d = job.first_direction; d <= job.last_direction; ++d)
+      for (int slice = int(group) * slices; slice < (int(group) + 1) * slices; ++slice)
+        sum += state_sums_of<Map>(p, int(state / kStates), slice, d, unit,
+                                  p.dir[d].reverse ? p.length - 1 - t : t)[value];
+    const int64_t offset = q / p.lanes * job.out.batch + q % p.lanes * job.out.lane + group * job.out.group;
+    *element<T>(job.out, offset + state * job.out.row + t * job.out.time) = from_float<T>(sum);
+  }
+}
+
+// The gradient of one parameter, (channels, width): sums over blocks, and over both directions where they share it.
+struct ParameterGradient {
+  float* out;
+  int32_t first_row, width, first_direction, last_direction;
+};
+constexpr int kMaxParameterGradients = 10;
+struct ParameterGradients {
+  ParameterGradient job[kMaxParameterGradients];
+  int32_t count;
+};
+
+template <class Map>
+__global__ void __launch_bounds__(256) finish_parameters_kernel(const BackwardParams p, const ParameterGradients jobs) {
+  for (int j = 0; j < jobs.count; ++j) {
+    const ParameterGradient& job = jobs.job[j];
+    const int64_t count = p.channels * job.width;
+    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
+      const int64_t channel = i % p.channels, n = i / p.channels;
+      float sum = 0.f;
+      for (int64_t part = 0; part < p.unit_step; ++part)
+        for (int d = job.first_direction; d <= job.last_direction; ++d)
+          sum += p.parameter_sums[((part * p.directions + d) * p.rows + job.first_row + n) * p.channels + channel];
+      job.out[channel * job.width + n] = sum;
+    }
+  }
+}
+
+}  // namespace ssmvdm::cuda
