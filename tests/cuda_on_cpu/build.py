@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels as C++ for the emulator.
 
-`library(mode)` has the kernels of csrc/cuda and the emulator, `harness(mode)` is the Python module that calls their
-launchers. Modes:
+`harness(mode)` is the Python module that calls the launchers of csrc/cuda; `library` is what it is linked with, kernels
+and the emulator. Modes:
 
     fast  optimised, for this processor
     asan  AddressSanitizer and UndefinedBehaviorSanitizer; the process must have `sanitizer_environment()`
@@ -34,7 +34,9 @@ CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "cuda_on_cpu"
 MODES = ("fast", "asan", "race")
 
-COMMON = ["-std=c++20", "-g1", "-fPIC", "-DSSMVDM_EMULATED", "-D__CUDA_ARCH_LIST__=0", f"-ffile-prefix-map={ROOT}/="]
+# Without unique symbols a process can have the libraries of two modes.
+COMMON = ["-std=c++20", "-g1", "-fPIC", "-fno-gnu-unique", "-DSSMVDM_EMULATED", "-D__CUDA_ARCH_LIST__=0"]
+COMMON += [f"-ffile-prefix-map={ROOT}/="]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
 CONTRACTION = ["-mfma", "-ffp-contract=fast", "-fno-math-errno"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
@@ -76,34 +78,38 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
-def kernel_sources() -> list[Path]:
-    """Every CUDA source of the package."""
-    return sorted((CSRC / "cuda").glob("*.cu"))
+def kernel_sources(kernel: str = "") -> list[Path]:
+    """CUDA sources of the package; of one kernel, scan | s4d | conv, those that its name begins."""
+    return sorted((CSRC / "cuda").glob(f"{kernel}*.cu"))
 
 
-def library(mode: str, sources: list[Path] | None = None, name: str = "kernels") -> Path:
-    """The shared library of the kernels, or of other .cu files, with the emulator in it."""
+def library(mode: str, sources: list[Path], name: str) -> Path:
+    """The shared library of some .cu files, with the emulator in it."""
     flags = [*COMMON, *WARNINGS, *includes(), *KERNEL_FLAGS[mode]]
     machine = [HERE / "cuda_emulator.cpp", *([HERE / "emulator_races.cpp"] if mode == "race" else [])]
-    jobs = [(source, flags) for source in (kernel_sources() if sources is None else sources)]
+    jobs = [(source, flags) for source in sources]
     jobs += [(source, [*COMMON, *WARNINGS, *includes(), *EMULATOR_FLAGS[mode]]) for source in machine]
-    return linked(BUILD / mode / f"lib{name}.so", jobs, ["-Wl,-Bsymbolic", *LINK_FLAGS[mode]])
+    return linked(mode, f"lib{name}_{mode}.so", jobs, ["-Wl,-Bsymbolic", *LINK_FLAGS[mode]])
 
 
-def harness_path(mode: str) -> Path:
-    """The Python module, compiled against `library(mode)`."""
+def module(mode: str, source: Path, kernels: Path) -> Path:
+    """A Python module compiled against a library of kernels."""
     import pybind11
 
-    kernels = library(mode)
     python = ["-I", sysconfig.get_paths()["include"], "-I", pybind11.get_include(), "-fvisibility=hidden"]
     flags = [*COMMON, *WARNINGS, *includes(), *EMULATOR_FLAGS[mode], *python]
-    link = ["-L", str(kernels.parent), f"-l{kernels.stem.removeprefix('lib')}", "-Wl,-rpath,$ORIGIN"]
-    return linked(BUILD / mode / "_harness.so", [(HERE / "harness.cpp", flags)], [*link, *LINK_FLAGS[mode]])
+    link = ["-Wl,-rpath,$ORIGIN", "-L", str(kernels.parent), f"-l:{kernels.name}"]
+    return linked(mode, f"_{source.stem}_{kernels.stem}.so", [(source, flags)], [*link, *LINK_FLAGS[mode]])
 
 
-def harness(mode: str) -> ModuleType:
-    """The imported module; of several modes a process can have one."""
-    return load_module("_harness", harness_path(mode))
+def harness_path(mode: str, kernel: str = "") -> Path:
+    """The module that calls launchers. With one kernel's name only that is compiled, and others raise RuntimeError."""
+    return module(mode, HERE / "harness.cpp", library(mode, kernel_sources(kernel), kernel or "kernels"))
+
+
+def harness(mode: str, kernel: str = "") -> ModuleType:
+    """That module, imported; where `mode` is asan only in a process that has `sanitizer_environment()`."""
+    return load_module("_harness", harness_path(mode, kernel))
 
 
 def load_module(name: str, path: Path) -> ModuleType:
@@ -136,11 +142,13 @@ def includes() -> list[str]:
     return ["-I", str(CSRC), "-I", str(HERE), "-isystem", str(cuda_include())]
 
 
-def linked(target: Path, jobs: list[tuple[Path, list[str]]], flags: list[str]) -> Path:
+def linked(mode: str, name: str, jobs: list[tuple[Path, list[str]]], flags: list[str]) -> Path:
     """Compile what has changed and link it."""
-    with one_build_at_a_time(target.parent):
+    folder = BUILD / mode
+    target = folder / name
+    with one_build_at_a_time(folder):
         with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(lambda job: compiled(target.parent, *job), jobs))
+            objects = list(pool.map(lambda job: compiled(folder, *job), jobs))
         command = ["g++", "-shared", *map(str, objects), *flags, "-ldl", "-o"]
         stamp = target.with_suffix(".command")
         newest = max(path.stat().st_mtime_ns for path in objects)

@@ -21,12 +21,16 @@ FLOAT = np.float32
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that is emulated, and the order in which it runs what may run in any order."""
+    """The device that is emulated, and the order in which it runs what may run in any order.
+
+    exact: approximate functions are exact, rather than as wrong as they may be.
+    """
 
     multiprocessors: int = 2
     shared_bytes: int = 227 * 1024
     order: str = "forward"  # | reverse | random
     seed: int = 1
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Outcome:
 def run(harness: ModuleType, job: Job, fence: int = FENCE) -> Outcome:
     """Run a job's kernels and look at all memory afterwards."""
     machine = job.machine
-    harness.configure(machine.multiprocessors, machine.shared_bytes, machine.order, machine.seed)
+    harness.configure(machine.multiprocessors, machine.shared_bytes, machine.order, machine.seed, machine.exact)
     harness.counters()
     memory = Memory(fence)
     inputs = {name: memory.input(name, x) for name, x in job.inputs.items()}

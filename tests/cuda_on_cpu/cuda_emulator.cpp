@@ -24,8 +24,9 @@
 #error "switch_stack() below is written for x86-64"
 #endif
 
-uint3 threadIdx, blockIdx;
-dim3 blockDim, gridDim;
+#define SSMVDM_BUILTIN __attribute__((section("ssmvdm_builtins")))  // where the race checker knows them
+SSMVDM_BUILTIN uint3 threadIdx, blockIdx;
+SSMVDM_BUILTIN dim3 blockDim, gridDim;
 
 namespace ssmvdm::emulator {
 
@@ -368,6 +369,11 @@ Counters& counters() {
 }
 void* shared_memory() { return dynamic_shared; }
 
+float unit_error(float x) {
+  if (settings().exact_functions) return 0.f;
+  return uint32_t(to_bits(x)) * 2654435761u >> 31 ? 1.f : -1.f;
+}
+
 void fail(const char* format, ...) {
   char text[1024];
   va_list arguments;
@@ -478,7 +484,8 @@ cudaError_t run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(co
     blockIdx = {unsigned(index % grid.x), unsigned(index / grid.x % grid.y), unsigned(index / grid.x / grid.y)};
     run_block(shared_bytes, static_shared);
   }
-  if (observer) observer->launch_ends();
+  const std::string found = observer ? observer->launch_ends() : "";
+  if (!found.empty()) failure += (has_failed ? "; " : "") + found, has_failed = true;
   ++counters().launches;
   return last_error = has_failed ? cudaErrorLaunchFailure : cudaSuccess;
 }

@@ -104,17 +104,16 @@ inline float rounded(float x) {
 // -- approximate functions ---------------------------------------------------------------------------------------------
 //
 // As inaccurate as the PTX reference allows, and the same for the same argument: the exact result is moved by the whole
-// allowed error, up or down by a hash of the argument. Exact are the arguments for which the reference says so.
+// allowed error, up or down by a hash of the argument. Exact are the arguments for which the reference says so, and all
+// if the settings ask for it.
 
 inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
-inline float sign_of_error(float x) {
-  const uint32_t hash = uint32_t(to_bits(x)) * 2654435761u;
-  return hash >> 31 ? 1.f : -1.f;
-}
-// The neighbour `steps` units in the last place away, in the direction of the hash of x.
+// The error of a function that may be off by one, for the argument x: -1, 1, or 0.
+float unit_error(float x);
+// The neighbour `steps` units in the last place away, if x lets it be.
 inline float displaced(float exact, float x, int32_t steps) {
   if (!(std::fabs(exact) >= 0x1p-126f && std::fabs(exact) < 0x1p127f)) return exact;
-  return from_bits<float>(uint32_t(to_bits(exact)) + uint32_t(sign_of_error(x) > 0 ? steps : -steps));
+  return from_bits<float>(uint32_t(to_bits(exact)) + uint32_t(int32_t(unit_error(x)) * steps));
 }
 
 }  // namespace ssmvdm::emulator
@@ -132,7 +131,7 @@ inline float log2_approx(float x) {
   const float exact = std::log2f(x);
   if (!std::isfinite(exact) || x == 1.f) return exact;
   const float size = x > 0.5f && x < 2.f ? 1.f : std::fabs(exact);
-  return exact + emulator::sign_of_error(x) * 0x1p-22f * size;
+  return exact + emulator::unit_error(x) * 0x1p-22f * size;
 }
 // At most 1 unit in the last place; powers of two are exact.
 inline float reciprocal_approx(float x) {

@@ -12,6 +12,7 @@ struct Settings {
   int32_t shared_bytes = 227 * 1024;  // that a block can have
   Order order = Order::kForward;      // of blocks, and of threads between barriers
   uint32_t seed = 1;                  // of the random order
+  bool exact_functions = false;       // approximate functions are as accurate as the C library's
 };
 Settings& settings();
 

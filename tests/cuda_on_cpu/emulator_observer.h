@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace ssmvdm::emulator {
 
@@ -14,7 +15,8 @@ struct Range {
 class Observer {
  public:
   virtual void launch_begins(const Range& stacks, const Range& static_shared) = 0;
-  virtual void launch_ends() = 0;
+  // Everything that was found, in words; empty: nothing.
+  virtual std::string launch_ends() = 0;
   virtual void block_begins(const Range& dynamic_shared, int threads) = 0;
   // `thread` runs from now on; -1 is the scheduler.
   virtual void switches_to(int thread) = 0;

@@ -232,9 +232,9 @@ int64_t run(const py::dict& d, const Fill& fill, const Bytes& workspace_bytes,
 }  // namespace
 
 PYBIND11_MODULE(_harness, m) {
-  m.def("configure", [](int multiprocessors, int shared_bytes, const std::string& order, uint32_t seed) {
+  m.def("configure", [](int multiprocessors, int shared_bytes, const std::string& order, uint32_t seed, bool exact) {
     emulator::Settings& s = emulator::settings();
-    s.multiprocessors = multiprocessors, s.shared_bytes = shared_bytes, s.seed = seed;
+    s.multiprocessors = multiprocessors, s.shared_bytes = shared_bytes, s.seed = seed, s.exact_functions = exact;
     s.order = order == "forward"   ? emulator::Order::kForward
               : order == "reverse" ? emulator::Order::kReverse
                                    : emulator::Order::kRandom;

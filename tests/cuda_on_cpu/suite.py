@@ -27,7 +27,7 @@ class Check:
 
     job: Job
     like: dict[str, Tensor]
-    compare: Callable[[str, Tensor], None]  # raises AssertionError
+    compare: Callable[[str, Tensor, Machine], None]  # raises AssertionError
 
     def problems(self, outcome: Outcome) -> list[str]:
         """Everything that is wrong, in words."""
@@ -35,10 +35,14 @@ class Check:
         if outcome.is_complete:
             for name, x in self.tensors(outcome).items():
                 try:
-                    self.compare(name, x)
+                    self.compare(name, x, self.job.machine)
                 except AssertionError as error:
                     found.append(str(error))
         return found
+
+    def on(self, machine: Machine) -> Check:
+        """The same on another machine."""
+        return dataclasses.replace(self, job=dataclasses.replace(self.job, machine=machine))
 
     def tensors(self, outcome: Outcome) -> dict[str, Tensor]:
         """Outputs and gradients in the shapes of the public functions."""
@@ -55,8 +59,8 @@ def scan(case: Case, machine: Machine | None = None, *, backward: bool = True, y
                "y": y_again}  # fmt: skip
     given = inputs | ({"dy": dy, "dlast": dlast} if backward else {})
 
-    def compare(name: str, x: Tensor) -> None:
-        expected(case).check("y" if name == "y again" else name, x)
+    def compare(name: str, x: Tensor, machine: Machine) -> None:
+        expected(case).check("y" if name == "y again" else name, x, relative=machine.exact)
 
     return Check(job_of("scan " + case.name, "scan", given, options, machine), like, compare)
 
@@ -75,7 +79,7 @@ def s4d(
     name = f"s4d {shape},{merge},{str(dtype).removeprefix('torch.')},{layout},z={has_z},reverse={has_reverse}"
     limits: dict[str, dict[str, Tensor]] = {}
 
-    def compare(name: str, x: Tensor) -> None:
+    def compare(name: str, x: Tensor, _: Machine) -> None:
         if not limits:
             limits["truth"] = test_s4d.run(test_s4d.wide(inputs), merge, dy.double(), "reference")
             limits["allowed"] = test_s4d.bounds(inputs, merge, dy)
@@ -103,7 +107,7 @@ def conv(
     name = f"conv {shape},{width},{str(dtype).removeprefix('torch.')},{layout},{separate},{has_bias},{activation}"
     truth: dict = {}
 
-    def compare(name: str, x: Tensor) -> None:
+    def compare(name: str, x: Tensor, _: Machine) -> None:
         if not truth:
             truth.update(test_conv.bounded(inputs, dys, activation))
         used = usage(x, truth[name], x.dtype).max()
