@@ -14,12 +14,17 @@ namespace ssmvdm {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 
 inline std::string text(const Shape& shape) {
   std::string s = "(";
   for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
   return s + (shape.size() == 1 ? ",)" : ")");
+}
+inline std::string text(const torch::stable::Device& device) {
+  if (device.is_cpu()) return "cpu";
+  return (device.is_cuda() ? "cuda:" : "another device, ") + std::to_string(device.index());
 }
 inline Shape shape_of(const Tensor& t) {
   Shape shape;
@@ -36,8 +41,9 @@ inline void check_dtype(const Tensor& t, ScalarType expected, const char* op, co
   STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must have dtype ",
                   torch::headeronly::toString(expected), ", but has ", torch::headeronly::toString(t.scalar_type()));
 }
-inline void check_cpu(const Tensor& t, const char* op, const std::string& name) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, as the first tensor is");
+inline void check_device(const Tensor& t, const Tensor& first, const char* op, const std::string& name) {
+  STD_TORCH_CHECK(t.device() == first.device(), op, ": ", name, " must be on ", text(first.device()),
+                  ", as the first tensor is, but is on ", text(t.device()));
 }
 
 }  // namespace ssmvdm

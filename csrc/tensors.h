@@ -35,7 +35,29 @@ inline ScalarType accumulation_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// A (batch, rows, length, *lanes) tensor; with_groups: (batch, groups, rows, length, *lanes).
+// -- lanes ------------------------------------------------------------------------------------------------------------
+
+// Calls f(size, stride) for every lane axis, those from `first` on, outermost first. Neighbours that are contiguous
+// with one another count as one axis.
+template <class F>
+void for_each_lane_axis(const Tensor& t, int64_t first, const F& f) {
+  int64_t size = 1, stride = 0;
+  for (int64_t d = first; d < t.dim(); ++d) {
+    const int64_t next_size = t.size(d), next_stride = t.stride(d);
+    if (next_size == 1) continue;
+    if (size != 1 && stride != next_size * next_stride) f(size, stride), size = 1;
+    size *= next_size, stride = next_stride;
+  }
+  if (size != 1) f(size, stride);
+}
+inline int32_t lane_axes(const Tensor& t, int64_t first) {
+  int32_t count = 0;
+  for_each_lane_axis(t, first, [&](int64_t, int64_t) { ++count; });
+  return count;
+}
+
+// A (batch, rows, length, *lanes) tensor; with_groups: (batch, groups, rows, length, *lanes). Of kMaxLaneDims lane axes
+// at most.
 inline SequenceView view_of(const Tensor& t, DType dtype, bool with_groups = false) {
   const int64_t row = with_groups ? 2 : 1;
   SequenceView view{};
@@ -46,22 +68,14 @@ inline SequenceView view_of(const Tensor& t, DType dtype, bool with_groups = fal
   view.group_stride = with_groups ? t.stride(1) : 0;
   view.row_stride = t.stride(row);
   view.time_stride = t.stride(row + 1);
-  for (int64_t d = row + 2; d < t.dim(); ++d) {
-    const int64_t size = t.size(d), stride = t.stride(d);
-    if (size == 1) continue;
-    const int32_t last = view.lane_dims - 1;
-    if (last >= 0 && view.lane_stride[last] == size * stride) {
-      view.lane_size[last] *= size;
-      view.lane_stride[last] = stride;
-      continue;
-    }
-    STD_TORCH_CHECK(view.lane_dims < kMaxLaneDims, "a sequence tensor has more than ", kMaxLaneDims,
-                    " lane axes that are not contiguous with one another; call .contiguous() on it");
+  for_each_lane_axis(t, row + 2, [&](int64_t size, int64_t stride) {
     view.lane_size[view.lane_dims] = size;
     view.lane_stride[view.lane_dims++] = stride;
-  }
+  });
   return view;
 }
+
+// -- allocation -------------------------------------------------------------------------------------------------------
 
 // Large outputs are asked for in large pages where the system leaves that to the program: writing to fresh small pages
 // for the first time takes up to a tenth of a backward pass.
@@ -90,18 +104,37 @@ inline Tensor empty_strided(const Shape& sizes, const Shape& strides, ScalarType
   return t;
 }
 
-// Dense, with the dimensions in memory in the order of the strides of `like`, largest first; stable among equals.
-inline Tensor dense_like(const Tensor& like, const Shape& sizes) {
-  const int64_t dims = like.dim();
+// Dense, with the dimensions in memory in the order of `keys`, largest first; stable among equals.
+inline Tensor dense(const Shape& sizes, const Shape& keys, const Tensor& like) {
+  const int64_t dims = int64_t(sizes.size());
   std::vector<int64_t> order(dims);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return like.stride(a) > like.stride(b); });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return keys[a] > keys[b]; });
   Shape strides(dims);
   int64_t step = 1;
   for (int64_t i = dims; i-- > 0; step *= std::max<int64_t>(sizes[order[i]], 1)) strides[order[i]] = step;
   return empty_strided(sizes, strides, like.scalar_type(), like);
 }
+
+inline Shape strides_of(const Tensor& t) {
+  Shape strides;
+  for (int64_t d = 0; d < t.dim(); ++d) strides.push_back(t.stride(d));
+  return strides;
+}
+
+// Dense, in the order of the strides of `like`: the rule of every sequence output and gradient.
+inline Tensor dense_like(const Tensor& like, const Shape& sizes) { return dense(sizes, strides_of(like), like); }
 inline Tensor dense_like(const Tensor& like) { return dense_like(like, shape_of(like)); }
+
+// The same as far as it keeps the lanes, the axes from `first` on, together, so that they count as one axis.
+inline Tensor dense_with_merged_lanes(const Tensor& like, int64_t first) {
+  Shape keys = strides_of(like);
+  int64_t least = INT64_MAX;
+  for (int64_t d = first; d < like.dim(); ++d)
+    if (like.size(d) != 1) least = std::min(least, keys[d]);
+  std::fill(keys.begin() + first, keys.end(), least);
+  return dense(shape_of(like), keys, like);
+}
 
 inline Tensor contiguous_empty(const Shape& sizes, ScalarType dtype, const Tensor& like) {
   Shape strides(sizes.size());
@@ -113,40 +146,6 @@ inline Tensor nothing(const Tensor& like) { return contiguous_empty({0}, like.sc
 
 inline void fill_zero(Tensor& t) {
   if (t.numel() > 0) torch::stable::zero_(t);
-}
-
-inline void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end, context); });
-}
-
-enum Direction { kForward, kReverse, kBoth };
-enum Merge { kSum, kMean, kCat };
-
-// The part of a scan's arguments that all scans have, from u and the two options, checked.
-inline void set_frame(OutputArgs& args, const Tensor& u, int64_t direction, int64_t merge, const char* op) {
-  STD_TORCH_CHECK(u.dim() >= 3, op, ": u must have the axes (batch, channels, length, *lanes), but has the shape ",
-                  text(shape_of(u)));
-  STD_TORCH_CHECK(direction >= kForward && direction <= kBoth, op, ": direction must be 0, 1 or 2, but is ", direction);
-  STD_TORCH_CHECK(merge >= kSum && merge <= kCat && (merge == kSum || direction == kBoth), op,
-                  ": merge must be 0, or with both directions 0, 1 or 2, but is ", merge);
-  args.batch = u.size(0), args.channels = u.size(1), args.length = u.size(2), args.lanes = 1;
-  for (int64_t d = 3; d < u.dim(); ++d) args.lanes *= u.size(d);
-  args.compute = accumulation_type(u) == ScalarType::Double ? DType::kFloat64 : DType::kFloat32;
-  args.directions = direction == kBoth ? 2 : 1;
-  args.concatenate = merge == kCat;
-  args.scale = merge == kMean ? 0.5 : 1.0;
-}
-
-// Outputs y, or dy with the same meaning; with "cat" the reverse direction has the second half of the channels.
-inline Shape output_shape(const OutputArgs& args, const Tensor& u) {
-  Shape shape = shape_of(u);
-  if (args.concatenate) shape[1] *= 2;
-  return shape;
-}
-inline void set_output(const OutputArgs& args, const Tensor& y, SequenceView* views) {
-  views[0] = views[1] = view_of(y, dtype_of(y, "scan", "y"));
-  if (args.concatenate)
-    views[1].data = static_cast<char*>(views[1].data) + args.channels * views[1].row_stride * int64_t(y.element_size());
 }
 
 }  // namespace ssmvdm
