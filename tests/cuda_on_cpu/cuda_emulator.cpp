@@ -113,7 +113,8 @@ char* stacks;
 void (*kernel_body)(const void*);
 const void* kernel_context;
 void* dynamic_shared;
-[[maybe_unused]] thread_local char static_shared_anchor;  // makes the loader allocate this thread's static shared memory
+// Written, it makes the loader allocate this thread's static shared memory.
+[[maybe_unused]] thread_local volatile char static_shared_anchor;
 
 std::string failure;
 bool has_failed;
