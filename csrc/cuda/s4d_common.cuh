@@ -43,6 +43,9 @@ struct S4dPass {
   Track out[kMaxDirections], z;               // absent: not wanted, no gate
   Track dy[kMaxDirections], dz;               // dz = sum over outputs of dy y / silu(z) silu'(z), where wanted
   Track unfinished;                           // what the first direction leaves for the second, for recurrences
+
+  // Whether anything is made of direction d.
+  __device__ bool wants(int d) const { return !concatenate || out[d] || dz; }
 };
 
 // Parameters as the pass reads them. direct: taps [direction][group][16 ceil(length / 16)][width], with zeros after the

@@ -203,6 +203,7 @@ __global__ void __launch_bounds__(kThreads) s4d_direct_kernel(const __grid_const
     float total[kBlock] = {};
 #pragma unroll 1
     for (int d = 0; d < p.directions; ++d) {
+      if (!p.wants(d)) continue;
       const float* taps = p.coefficients[d] + c.group * rows * kWidth + int(threadIdx.x) % kWidth;
       float sum[kBlock];
       if (p.reverse[d])
@@ -240,6 +241,7 @@ __global__ void __launch_bounds__(kWarp) s4d_recurrence_kernel(const __grid_cons
     if (!c.exists) continue;
 #pragma unroll 1
     for (int d = 0; d < p.directions; ++d) {
+      if (!p.wants(d)) continue;
       const Reader<T> in(p.in[d], c);
       const float4* const k =
           reinterpret_cast<const float4*>(p.coefficients[d]) + c.group * p.modes * width + threadIdx.x % width;

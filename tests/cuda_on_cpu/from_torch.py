@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,10 +35,10 @@ def one_lane_axis(name: str, x: Tensor | None, sequence_dims: int) -> np.ndarray
         return None
     x = x.detach()
     if name in LANE_STATES:
-        return to_numpy(x.contiguous().reshape(*x.shape[:3], -1))
+        return to_numpy(x.contiguous().reshape(*x.shape[:3], math.prod(x.shape[3:])))
     if name in SEQUENCES or (name in STATES and x.dim() >= sequence_dims):
         leading = 4 if name in STATES and x.dim() == sequence_dims + 1 else 3
-        return to_numpy(x.reshape(*x.shape[:leading], -1))
+        return to_numpy(x.reshape(*x.shape[:leading], math.prod(x.shape[leading:])))
     return to_numpy((torch.view_as_real(x) if x.is_complex() else x).contiguous())
 
 

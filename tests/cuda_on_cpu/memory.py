@@ -17,6 +17,8 @@ ALIGNMENT = 16  # bytes: what malloc gives, and the largest vector
 
 def span_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Elements from the first to the last, both included; strides in elements."""
+    if 0 in shape:
+        return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
