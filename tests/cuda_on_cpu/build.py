@@ -107,6 +107,7 @@ def harness_path(mode: str, kernel: str = "") -> Path:
     return module(mode, HERE / "harness.cpp", library(mode, kernel_sources(kernel), kernel or "kernels"))
 
 
+@functools.cache
 def harness(mode: str, kernel: str = "") -> ModuleType:
     """That module, imported; where `mode` is asan only in a process that has `sanitizer_environment()`."""
     return load_module("_harness", harness_path(mode, kernel))

@@ -129,7 +129,7 @@ uint32_t random_below(uint32_t bound) {
   return uint32_t((random_state >> 32) * bound >> 32);
 }
 
-// -- switching ---------------------------------------------------------------------------------------------------------
+// -- switching --------------------------------------------------------------------------------------------------------
 
 char* stack_of(int thread) { return stacks + std::size_t(thread) * kStackBytes; }
 
@@ -251,7 +251,7 @@ void finish_warp_operation(WarpOperation operation, int warp, uint32_t mask, con
   if (observer && operation == WarpOperation::kBarrier && mask == lanes_of(warp)) observer->warps_meet(1u << warp);
 }
 
-// -- blocks ------------------------------------------------------------------------------------------------------------
+// -- blocks -----------------------------------------------------------------------------------------------------------
 
 void run_thread() {
 #if defined(__SANITIZE_ADDRESS__)
@@ -286,8 +286,8 @@ void prepare_thread(int i) {
 void run_block(std::size_t shared_bytes, const Range& static_shared) {
   dynamic_shared = shared_bytes ? std::malloc(shared_bytes) : nullptr;
   if (shared_bytes) std::memset(dynamic_shared, 0xff, shared_bytes);  // NaN in every type
-  if (static_shared.begin) std::memset(reinterpret_cast<void*>(static_shared.begin), 0xff,
-                                       static_shared.end - static_shared.begin);
+  if (static_shared.begin)
+    std::memset(reinterpret_cast<void*>(static_shared.begin), 0xff, static_shared.end - static_shared.begin);
   std::memset(barriers, 0, sizeof barriers);
   std::memset(ready, 0, sizeof ready);
   std::memset(warp_at_barrier, 0, sizeof warp_at_barrier);
@@ -358,7 +358,7 @@ std::string problem_of(dim3 grid, dim3 block, std::size_t shared_bytes) {
 
 }  // namespace
 
-// -- what kernels call -------------------------------------------------------------------------------------------------
+// -- what kernels call ------------------------------------------------------------------------------------------------
 
 Settings& settings() {
   static Settings value;
@@ -401,7 +401,8 @@ void block_barrier(int id, int count, const char* file, int line) {
   if (barrier.arrived && barrier.threads != count)
     fail("%s:%d: barrier %d is for %d threads, but others wait there for %d", file, line, id, count, barrier.threads);
   if (own.arrived && (own.barrier != id || !(own.site == me.site)))
-    fail("%s:%d: threads of a warp are at different barriers, others at %s:%d", file, line, own.site.file, own.site.line);
+    fail("%s:%d: threads of a warp are at different barriers, others at %s:%d", file, line, own.site.file,
+         own.site.line);
   if (id == 0 && barrier.arrived && !(barrier.site == me.site))
     fail("%s:%d: threads of a block are at different barriers, others at %s:%d", file, line, barrier.site.file,
          barrier.site.line);
@@ -493,7 +494,7 @@ cudaError_t run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(co
 
 }  // namespace ssmvdm::emulator
 
-// -- the CUDA runtime --------------------------------------------------------------------------------------------------
+// -- the CUDA runtime -------------------------------------------------------------------------------------------------
 
 using namespace ssmvdm::emulator;
 

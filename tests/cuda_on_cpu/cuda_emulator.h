@@ -92,7 +92,8 @@ SSMVDM_UNCHECKED T shuffle(unsigned mask, T value, int source, int width, const 
   if (width < 1 || width > 32 || (width & (width - 1)))
     fail("%s:%d: the width of a shuffle is a power of two up to 32, not %d", file, line, width);
   const bool is_inside = source >= 0 && source / width == lane / width;
-  return from_bits<T>(warp_operation(WarpOperation::kShuffle, mask, to_bits(value), is_inside ? source : lane, file, line));
+  return from_bits<T>(
+      warp_operation(WarpOperation::kShuffle, mask, to_bits(value), is_inside ? source : lane, file, line));
 }
 
 // Keeps a product or a sum from being contracted to a fused multiply-add.
@@ -101,7 +102,7 @@ inline float rounded(float x) {
   return x;
 }
 
-// -- approximate functions ---------------------------------------------------------------------------------------------
+// -- approximate functions --------------------------------------------------------------------------------------------
 //
 // As inaccurate as the PTX reference allows, and the same for the same argument: the exact result is moved by the whole
 // allowed error, up or down by a hash of the argument. Exact are the arguments for which the reference says so, and all
@@ -160,7 +161,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
 
 }  // namespace ssmvdm::cuda
 
-// -- CUDA's built-in names ---------------------------------------------------------------------------------------------
+// -- CUDA's built-in names --------------------------------------------------------------------------------------------
 
 inline void __syncthreads(SSMVDM_HERE) { ssmvdm::emulator::block_barrier(0, 0, file, line); }
 inline void __syncwarp(unsigned mask = ~0u, SSMVDM_HERE) {

@@ -5,8 +5,8 @@
 //   * shuffles and votes order nothing, and nothing orders two blocks of one launch;
 //   * launches follow one another.
 //
-// Two accesses to the same byte, one of them a write, that are not ordered and not both atomic, are a race, whatever the
-// order in which the emulator happened to run them. So is a read of shared memory that no thread of the block wrote.
+// Two accesses to the same byte, one of them a write, that are neither ordered nor both atomic are a race, in whatever
+// order the emulator happened to run them. So is a read of shared memory that no thread of the block wrote.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -147,8 +147,8 @@ class RaceChecker final : public Observer {
     } else if (!is_shared && is_of_this_launch(cell.write) && !excused(cell.write)) {
       report("write of what another block wrote", byte, is_shared, now, cell.write);
     }
-    const bool other_block_read = cell.read.block == block_ ? cell.was_read_by_earlier_block : is_of_this_launch(cell.read);
-    if (!is_shared && other_block_read) report("write of what another block read", byte, is_shared, now, cell.read);
+    const bool was_read = cell.read.block == block_ ? cell.was_read_by_earlier_block : is_of_this_launch(cell.read);
+    if (!is_shared && was_read) report("write of what another block read", byte, is_shared, now, cell.read);
     if (cell.read.block == block_) {
       if (!cell.readers) {
         if (!is_ordered(cell.read)) report("write and read", byte, is_shared, now, cell.read);
@@ -168,10 +168,11 @@ class RaceChecker final : public Observer {
   void report(const char* what, uintptr_t byte, bool is_shared, const Stamp& now, const Stamp& other) {
     if (reported_.size() >= kMaxReports || !reported_.insert({now.code, other.code}).second) return;
     char text[512];
-    std::snprintf(text, sizeof text, "%srace in %s memory at %#lx: %s: thread %d at %s, thread %d at %s [block (%u, %u, %u)]",
-                  problems_.empty() ? "" : "; ", is_shared ? "shared" : "global", static_cast<unsigned long>(byte), what,
-                  now.thread, place_of(now.code).c_str(), other.thread, place_of(other.code).c_str(), blockIdx.x,
-                  blockIdx.y, blockIdx.z);
+    std::snprintf(
+        text, sizeof text, "race in %s memory at %#lx: %s: thread %d at %s, thread %d at %s [block %u, %u, %u]",
+        is_shared ? "shared" : "global", static_cast<unsigned long>(byte), what, now.thread, place_of(now.code).c_str(),
+        other.thread, place_of(other.code).c_str(), blockIdx.x, blockIdx.y, blockIdx.z);
+    if (!problems_.empty()) problems_ += "; ";
     problems_ += text;
   }
 
@@ -220,34 +221,45 @@ RaceChecker checker;
 }  // namespace
 }  // namespace ssmvdm::emulator
 
-// -- the run time of -fsanitize=thread ---------------------------------------------------------------------------------
+// -- the run time of -fsanitize=thread --------------------------------------------------------------------------------
 
-#define SSMVDM_ACCESS(name, bytes, is_write)                                                             \
-  void __tsan_##name(void* address) {                                                                    \
-    ssmvdm::emulator::checker.access(reinterpret_cast<uintptr_t>(address), bytes, is_write, false,       \
-                                     __builtin_return_address(0));                                       \
-  }
-#define SSMVDM_ACCESSES(bytes)                          \
-  SSMVDM_ACCESS(read##bytes, bytes, false)              \
-  SSMVDM_ACCESS(write##bytes, bytes, true)              \
-  SSMVDM_ACCESS(unaligned_read##bytes, bytes, false)    \
-  SSMVDM_ACCESS(unaligned_write##bytes, bytes, true)    \
-  SSMVDM_ACCESS(volatile_read##bytes, bytes, false)     \
+namespace {
+
+// Static variables of other files may be initialised before the checker is.
+inline void check(void* address, std::size_t bytes, bool is_write, const void* code) {
+  if (ssmvdm::emulator::observer)
+    ssmvdm::emulator::checker.access(reinterpret_cast<uintptr_t>(address), bytes, is_write, false, code);
+}
+
+}  // namespace
+
+#define SSMVDM_ACCESS(name, bytes, is_write) \
+  void __tsan_##name(void* address) { check(address, bytes, is_write, __builtin_return_address(0)); }
+#define SSMVDM_ACCESSES(bytes)                       \
+  SSMVDM_ACCESS(read##bytes, bytes, false)           \
+  SSMVDM_ACCESS(write##bytes, bytes, true)           \
+  SSMVDM_ACCESS(unaligned_read##bytes, bytes, false) \
+  SSMVDM_ACCESS(unaligned_write##bytes, bytes, true) \
+  SSMVDM_ACCESS(volatile_read##bytes, bytes, false)  \
   SSMVDM_ACCESS(volatile_write##bytes, bytes, true)
-#define SSMVDM_RANGE(name, is_write)                                                                     \
-  void __tsan_##name(void* address, unsigned long bytes) {                                               \
-    ssmvdm::emulator::checker.access(reinterpret_cast<uintptr_t>(address), bytes, is_write, false,       \
-                                     __builtin_return_address(0));                                       \
-  }
+
 extern "C" {
+
 SSMVDM_ACCESSES(1)
 SSMVDM_ACCESSES(2)
 SSMVDM_ACCESSES(4)
 SSMVDM_ACCESSES(8)
 SSMVDM_ACCESSES(16)
-SSMVDM_RANGE(read_range, false)
-SSMVDM_RANGE(write_range, true)
+void __tsan_read_range(void* address, unsigned long bytes) {
+  check(address, bytes, false, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, unsigned long bytes) {
+  check(address, bytes, true, __builtin_return_address(0));
+}
 void __tsan_init() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
-}
+// Of the guards of host code's static variables.
+char __tsan_atomic8_load(const volatile char* address, int) { return __atomic_load_n(address, __ATOMIC_ACQUIRE); }
+
+}  // extern "C"

@@ -183,7 +183,7 @@ void fill_conv_backward(const py::dict& d, ConvBackwardArgs& args) {
   parameters(d, "dbias", args.dbias);
 }
 
-// -- the call ----------------------------------------------------------------------------------------------------------
+// -- the call ---------------------------------------------------------------------------------------------------------
 
 // Workspace that holds NaN, between fences whose bytes must survive. AddressSanitizer's own guards need no fence.
 class Workspace {
