@@ -24,23 +24,28 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
     at.begin(p, unit);
     for (at.lap = 0; at.lap < p.laps; ++at.lap, at.first_channel += p.width) {
       thread.begin_channel();
-      for (int first_state = 0; first_state == 0 || first_state < p.states; first_state += kStates) {
-        thread.begin_states(first_state);
+      for (int first_state = 0; first_state == 0 || (!kPlain && first_state < p.states); first_state += kStates) {
+        thread.begin_states(first_state, kPlain ? kOnlyTurn : turn_of(p, first_state));
         const auto stage = [&](int begin, int end) { stage_states<T>(p, at, first_state, begin, end, shared); };
-        const auto states = [&](int from, int to, float* kept, int distance, bool wants_outputs) {
+        const auto states = [&](int from, int to, float4* kept, int distance, bool wants_outputs) {
           walk_tiles<Map>(from, to, p.length, wants_outputs && p.directions == 2, is_second, stage,
                           [&](int begin, int first, int last, bool has_met) {
-                            thread.walk_states(begin, first, last, kept, from, distance, wants_outputs, has_met);
+                            if (wants_outputs)
+                              thread.template walk_states<true>(begin, first, last, kept, from, distance, has_met);
+                            else
+                              thread.template walk_states<false>(begin, first, last, kept, from, distance, has_met);
                           });
         };
         if (segments > 1) states(0, p.length, thread.segment_states, kSegment, p.wants_outputs);
         for (int segment = segments - 1; segment >= 0; --segment) {
           const int from = segment * kSegment, to = from + kSegment < p.length ? from + kSegment : p.length;
-          if (segments > 1) thread.restore(segment);
+          if (segments > 1)
+            thread.restore(thread.segment_states + segment * (kStates / 4) * int(blockDim.x), thread.h[0]);
           states(from, to, thread.chunk_states, kChunk, segments == 1 && p.wants_outputs);
           int done_begin = to, done_end = to;  // the tile whose sums are to be finished
           const auto finish = [&] {
-            if (p.wants_states) thread.sums.finish_tile(p, at, unit, first_state / kStates, at.slice, done_begin, done_end);
+            if (p.wants_states)
+              thread.sums.finish_tile(p, at, unit, first_state / kStates, done_begin, done_end);
           };
           walk_tiles_back<Map>(
               from, to, p.length, p.directions == 2, is_second,
@@ -55,10 +60,10 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
           __syncthreads();
           finish();
         }
-        thread.end_states(unit, unit == first_unit);
+        thread.end_states(unit == first_unit);
       }
     }
-    at.first_channel -= int64_t(p.laps) * p.width;
+    at.first_channel -= p.laps * p.width;
   }
 }
 
@@ -95,7 +100,6 @@ struct Division {
     for (int d = 0; d < p.directions; ++d) {
       const bool reverse = args.dir[d].reverse;
       const auto see = [&](const SequenceView& view) {
-        p.vectors = p.vectors && has_vectors(view);
         return walked(view, reverse, args.length);
       };
       const ScanGradDirection& g = args.grad[d];
@@ -123,7 +127,7 @@ struct Division {
                         (p.uses_dz() ? p.column_floats(of_direction, p.dz_meets) : 0) +
                         (p.uses_u() ? p.column_floats(of_direction, p.u_meets) : 0) +
                         (p.uses_delta() ? p.column_floats(of_direction, p.delta_meets) : 0);
-    int64_t shared = p.directions * kTileFloats<Map> + (p.wants_states ? Sums::kFloats : 0);
+    int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * threads + (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;
     const auto take = [&](int64_t floats) {
@@ -202,7 +206,7 @@ template <class T, class F>
 auto with_kernel(const ScanBackwardArgs& args, const Device& device, void* workspace, const F& f) {
   using Channels = ChannelThreads<true>;
   using Lanes = LaneThreads<1>;
-  const Layout layout = layout_of(args.dir[0].u);
+  const Layout layout = layout_of(args);
   const bool plain = is_plain(args);
   if (layout == Layout::kLanes)
     return f(Division<Lanes>(args, device, static_cast<char*>(workspace)), Lanes{},

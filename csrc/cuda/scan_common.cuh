@@ -20,7 +20,7 @@
 namespace ssmvdm::cuda {
 
 constexpr int kStates = 16;  // walked at once; where there are more, they take turns
-constexpr int kVector = 4;   // elements of a vector load along time
+constexpr int kChunk = 4;    // time steps that are loaded together
 
 // All tensors of a direction are seen in its own walking order: step s of the reverse direction is time length-1-s.
 struct DirectionParams {
@@ -31,17 +31,16 @@ struct DirectionParams {
 };
 
 struct ScanParams {
-  int64_t channels, lanes, sequences;
-  int32_t length, states, directions;
+  int64_t lanes, sequences;
+  int32_t channels, length, states, directions;
   bool softplus, concatenate;
-  bool vectors;  // rows along time can be read kVector elements at once
   float scale;
   DirectionParams dir[kMaxDirections];
   const float* initial_state;  // (batch, channels, states, lanes)
   float* last_state;
   // Division of the work: a block walks every `unit_step`-th unit of one slice. A unit is one sequence, or 32.
-  int64_t units, unit_step, group_channels;
-  int32_t slices, group_slices, width, laps;  // a slice is `laps` times `width` channels, one after the other
+  int64_t units, unit_step;
+  int32_t group_channels, slices, group_slices, width, laps;  // a slice is `laps` times `width` channels, one after the other
   float* exchange;                      // (blocks, exchange_floats), or null where it lies in shared memory
   int64_t exchange_floats;
 
@@ -51,7 +50,8 @@ struct ScanParams {
 template <bool kTurned = false>
 struct ChannelThreads {
   static constexpr int kChannels = 1, kUnit = 1;
-  static constexpr int kThreads = kTurned ? 256 : 448;  // of a block, at most
+  static constexpr int kSteps = kChunk;                 // loaded together
+  static constexpr int kThreads = kTurned ? 256 : 384;  // of a block, at most
   static constexpr int kTileSteps = 32;            // of B and C in shared memory
   static constexpr int kStepFloats = 2 * kStates;  // B and C of one step
   // kTurned: the thread keeps its states in an order of its own, quarter q ^ quarter_order() in the place of q, by which
@@ -61,6 +61,7 @@ struct ChannelThreads {
 template <int K>
 struct LaneThreads {
   static constexpr int kChannels = K, kUnit = 32;
+  static constexpr int kSteps = K > 1 ? kChunk / K : kChunk;
   static constexpr int kThreads = 256;
   static constexpr int kTileSteps = 8;
   static constexpr int kStepFloats = 2 * kStates * 32;
@@ -76,7 +77,7 @@ template <class Map>
 struct Place {
   int direction, index, threads;  // threads of one direction, and which of them
   int group, slice, lap = 0;
-  int64_t first_channel, last_channel;  // last_channel: of the group
+  int first_channel, last_channel;  // last_channel: of the group
   int64_t batch, lane;                  // of the present sequence
   bool owns_sequence;
 
@@ -87,7 +88,7 @@ struct Place {
     index = int(threadIdx.x) - direction * threads;
     slice = int(blockIdx.x % unsigned(p.slices));
     group = slice / p.group_slices;
-    first_channel = group * p.group_channels + int64_t(slice % p.group_slices) * p.width * p.laps +
+    first_channel = group * p.group_channels + slice % p.group_slices * p.width * p.laps +
                     index / Map::kUnit * Map::kChannels;
     last_channel = (group + 1) * p.group_channels - 1;
   }
@@ -98,8 +99,7 @@ struct Place {
     batch = sequence / p.lanes, lane = sequence % p.lanes;
   }
   __device__ int64_t channel(int k) const {
-    const int64_t c = first_channel + k;
-    return c < last_channel ? c : last_channel;
+    return first_channel + k < last_channel ? first_channel + k : last_channel;
   }
   __device__ bool owns_channel(int k) const { return first_channel + k <= last_channel; }
   __device__ bool owns(int k) const { return owns_sequence && owns_channel(k); }
@@ -114,16 +114,18 @@ struct Place {
 
 // -- time ------------------------------------------------------------------------------------------------------------
 
-// Elements of a row from `p` on, `step` apart. kAlongTime: kVector of them are neighbours in memory, and aligned.
+// Steps are walked in whole chunks, and where these do not fit, at the end of the sequence or where the directions meet,
+// one by one. Elements of a row from `p` on, `step` apart; kAlongTime: those of a chunk are neighbours in memory, aligned.
+template <class T>
+struct alignas(sizeof(T) * kChunk) ChunkVector {
+  T value[kChunk];
+};
 template <class T, int kCount, bool kAlongTime>
 __device__ inline void load_steps(float (&x)[kCount], const T* p, int64_t step) {
-  if constexpr (kAlongTime && kCount == kVector) {
-    struct alignas(sizeof(T) * kVector) Vector {
-      T value[kVector];
-    };
-    const Vector v = *reinterpret_cast<const Vector*>(step < 0 ? p - (kVector - 1) : p);
+  if constexpr (kAlongTime && kCount == kChunk) {
+    const auto v = *reinterpret_cast<const ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) x[i] = to_float(step < 0 ? v.value[kVector - 1 - i] : v.value[i]);
+    for (int i = 0; i < kChunk; ++i) x[i] = to_float(step < 0 ? v.value[kChunk - 1 - i] : v.value[i]);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x[i] = to_float(p[i * step]);
@@ -131,13 +133,11 @@ __device__ inline void load_steps(float (&x)[kCount], const T* p, int64_t step) 
 }
 template <class T, int kCount, bool kAlongTime>
 __device__ inline void store_steps(const float (&x)[kCount], T* p, int64_t step) {
-  if constexpr (kAlongTime && kCount == kVector) {
-    struct alignas(sizeof(T) * kVector) Vector {
-      T value[kVector];
-    } v;
+  if constexpr (kAlongTime && kCount == kChunk) {
+    ChunkVector<T> v;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) v.value[i] = from_float<T>(step < 0 ? x[kVector - 1 - i] : x[i]);
-    *reinterpret_cast<Vector*>(step < 0 ? p - (kVector - 1) : p) = v;
+    for (int i = 0; i < kChunk; ++i) v.value[i] = from_float<T>(step < 0 ? x[kChunk - 1 - i] : x[i]);
+    *reinterpret_cast<ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p) = v;
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) p[i * step] = from_float<T>(x[i]);
@@ -306,15 +306,16 @@ struct Exchange {
 
   // Adds to `value` what is there, and leaves it there if this does not complete the sum.
   __device__ void add(float& value, int64_t t, int offset, int turn, bool has_met) const {
-    const bool is_first = (turn & 1) && !(meets && has_met);
     float* const p = column + t * row + offset;
-    if (!is_first) value += *p;
+    if (!is_first(turn, has_met)) value += *p;
     if (!is_last(turn, has_met)) *p = value;
   }
+  __device__ bool is_first(int turn, bool has_met) const { return (turn & 1) && !(meets && has_met); }
   __device__ bool is_last(int turn, bool has_met) const { return (turn & 2) && (!meets || has_met); }
 };
 
 // Which turn it is: bit 0, that of the first states; bit 1, that of the last.
+constexpr int kOnlyTurn = 3;
 __device__ inline int turn_of(const ScanParams& p, int first_state) {
   return (first_state == 0 ? 1 : 0) | (first_state + kStates >= p.states ? 2 : 0);
 }

@@ -9,7 +9,7 @@ namespace {
 
 template <class T, class Map, bool kPlain, bool kAlongTime>
 struct ForwardThread {
-  static constexpr int K = Map::kChannels, kSteps = kAlongTime ? kVector : 4;  // kSteps: loaded together
+  static constexpr int K = Map::kChannels;
   const ScanParams& p;
   Place<Map> at;
   const DirectionParams& x;
@@ -57,72 +57,90 @@ struct ForwardThread {
         if (at.owns(k) && first_state + n < p.states) p.last_state[at.state_index(p, k, first_state + n)] = h[k][n];
   }
 
-  // The steps [from, to) of a tile that begins with the step `begin`.
+  // The steps [from, to) of a tile that begins with the step `begin`. Steps come in order, and pointers with them.
   __device__ void walk(int begin, int from, int to, int first_state, int turn, bool has_met) {
-    const float* bc = tile + (from - begin) * Map::kStepFloats;
-#pragma unroll 1
-    for (int s = from; s < to;) {
-      if (s + kSteps <= to && (!kAlongTime || (p.vectors && s % kVector == 0))) {
-        walk_steps<kSteps>(bc, s, first_state, turn, has_met);
-        s += kSteps, bc += kSteps * Map::kStepFloats;
-      } else {
-        walk_steps<1>(bc, s, first_state, turn, has_met);
-        s += 1, bc += Map::kStepFloats;
-      }
-    }
+    const ConstantStates<Map> constant(p, x, at, first_state);
+    if (sums.is_last(turn, has_met))
+      walk_all<true>(begin, from, to, constant, turn, has_met);
+    else
+      walk_all<false>(begin, from, to, constant, turn, has_met);
   }
 
  private:
-  template <int kCount>
-  __device__ void walk_steps(const float* bc, int first, int first_state, int turn, bool has_met) {
-    const bool is_last = sums.is_last(turn, has_met);
-    float us[K][kCount], deltas[K][kCount], gates[K][kCount], outputs[K][kCount];
+  // kLast: the sums are complete with this thread's.
+  template <bool kLast>
+  __device__ void walk_all(int begin, int from, int to, const ConstantStates<Map>& constant, int turn, bool has_met) {
+    const float* bc = tile + (from - begin) * Map::kStepFloats;
+    const int row = x.reverse ? -sums.row : sums.row;
+    float* met = sums.column + int64_t(x.reverse ? p.length - 1 - from : from) * sums.row;
+    const bool adds = !sums.is_first(turn, has_met);
+    int s = from;
+    if (kAlongTime)
+      for (; s < to && s % kChunk != 0; ++s) walk_steps<1, kLast>(bc, met, row, constant, turn, adds);
+#pragma unroll 1
+    for (; s + Map::kSteps <= to; s += Map::kSteps) walk_steps<Map::kSteps, kLast>(bc, met, row, constant, turn, adds);
+#pragma unroll 1
+    for (; s < to; ++s) walk_steps<1, kLast>(bc, met, row, constant, turn, adds);
+  }
+
+  template <int kCount, bool kLast>
+  __device__ void walk_steps(const float*& bc, float*& met, int row, const ConstantStates<Map>& constant, int turn,
+                             bool adds) {
+    float us[K][kCount], deltas[K][kCount], gates[K][kCount];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       load_steps<T, kCount, kAlongTime>(us[k], u[k], x.u.time);
       load_steps<T, kCount, kAlongTime>(deltas[k], delta[k], x.delta.time);
-      if (x.z && is_last) load_steps<T, kCount, kAlongTime>(gates[k], z[k], x.z.time);
+      if (kLast && x.z) load_steps<T, kCount, kAlongTime>(gates[k], z[k], x.z.time);
       u[k] += kCount * x.u.time, delta[k] += kCount * x.delta.time, z[k] += kCount * x.z.time;
     }
-    const ConstantStates<Map> constant(p, x, at, first_state);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i, bc += Map::kStepFloats) {
+    for (int i = 0; i < kCount; ++i, bc += Map::kStepFloats, met += row) {
       float dt[K], du[K], sum[K];
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         dt[k] = deltas[k][i] + bias[k];
         if (p.softplus) dt[k] = softplus(dt[k]);
         du[k] = dt[k] * us[k][i];
-        sum[k] = turn & 1 ? D[k] * us[k][i] : 0.f;
+        sum[k] = kPlain || turn & 1 ? D[k] * us[k][i] : 0.f;
       }
       step<Map, kPlain>(h, decay, bc, at, constant, dt, du, sum);
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        sums.add(sum[k], x.reverse ? p.length - 1 - first - i : first + i, k * at.threads, turn, has_met);
-        if (!is_last) continue;
-        outputs[k][i] = sum[k] * p.scale;
-        if (x.z) outputs[k][i] *= gates[k][i] * sigmoid(gates[k][i]);
+        if (adds) sum[k] += met[k * at.threads];
+        if (!kLast) met[k * at.threads] = sum[k];
+        us[k][i] = sum[k];
       }
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (is_last && at.owns(k)) store_steps<T, kCount, kAlongTime>(outputs[k], y[k], x.y.time);
+      if (kLast) finish(us[k], gates[k], y[k], at.owns(k));
       y[k] += kCount * x.y.time;
     }
+  }
+
+  template <int kCount>
+  __device__ void finish(float (&sums_of_y)[kCount], const float (&gates)[kCount], T* out, bool owns) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      sums_of_y[i] *= p.scale;
+      if (x.z) sums_of_y[i] *= gates[i] * sigmoid(gates[i]);
+    }
+    if (owns) store_steps<T, kCount, kAlongTime>(sums_of_y, out, x.y.time);
   }
 };
 
 template <class T, class Map, bool kPlain, bool kAlongTime>
-__global__ void __launch_bounds__(Map::kThreads, 2) scan_forward_kernel(const ScanParams p) {
+__global__ void __launch_bounds__(Map::kThreads, kPlain ? 2 : 1) scan_forward_kernel(const ScanParams p) {
   SSMVDM_SHARED(float, shared);
   float* const in_shared = shared + p.directions * kTileFloats<Map>;
   ForwardThread<T, Map, kPlain, kAlongTime> thread(
       p, shared, p.exchange ? p.exchange + blockIdx.x * p.exchange_floats : in_shared);
   for (int64_t unit = blockIdx.x / unsigned(p.slices); unit < p.units; unit += p.unit_step) {
     thread.at.begin(p, unit);
-    for (int first_state = 0; first_state == 0 || first_state < p.states; first_state += kStates) {
+    for (int first_state = 0; first_state == 0 || (!kPlain && first_state < p.states); first_state += kStates) {
       thread.begin_states(first_state);
-      const int turn = turn_of(p, first_state);
+      const int turn = kPlain ? kOnlyTurn : turn_of(p, first_state);
       walk_tiles<Map>(
           0, p.length, p.length, p.meets(), thread.at.direction == 1,
           [&](int begin, int end) { stage_states<T>(p, thread.at, first_state, begin, end, shared); },
@@ -159,13 +177,13 @@ struct Division {
 // Calls f with the division for the layout of u and the kernel that walks it.
 template <class T, class F>
 auto with_kernel(const ScanArgs& args, const Device& device, const F& f) {
-  const Layout layout = layout_of(args.dir[0].u);
+  const Layout layout = layout_of(args);
   const bool plain = is_plain(args);
   if (layout == Layout::kLanes) {
     if (plain) return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
     return f(Division<LaneThreads<1>>(args, device, 1, 8), scan_forward_kernel<T, LaneThreads<1>, false, false>);
   }
-  const Division<ChannelThreads<>> division(args, device, 32, 224);
+  const Division<ChannelThreads<>> division(args, device, 32, 192);
   if (!plain) return f(division, scan_forward_kernel<T, ChannelThreads<>, false, false>);
   if (layout == Layout::kTime) return f(division, scan_forward_kernel<T, ChannelThreads<>, true, true>);
   return f(division, scan_forward_kernel<T, ChannelThreads<>, true, false>);

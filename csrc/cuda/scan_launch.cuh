@@ -8,25 +8,42 @@ namespace ssmvdm::cuda {
 
 enum class Layout { kChannels, kTime, kLanes };  // what is contiguous
 
-inline Layout layout_of(const SequenceView& u) {
-  if (u.row_stride == 1) return Layout::kChannels;
-  return u.time_stride == 1 ? Layout::kTime : Layout::kLanes;
-}
-
-// Whether all 16 states of every group of 16 exist and change with time, so that no step has to ask.
+// Whether there are just the 16 states of one turn, and B and C change with time, so that no step has to ask.
 inline bool is_plain(const ScanArgs& args) {
-  bool plain = args.states % kStates == 0;
+  bool plain = args.states == kStates;
   for (int d = 0; d < args.directions; ++d) plain = plain && !args.dir[d].B_const && !args.dir[d].C_const;
   return plain;
 }
 
-// Whether every row of `view` can be read in vectors of kVector elements.
-inline bool has_vectors(const SequenceView& view) {
+// Whether every row of `view` can be read in whole, aligned chunks along time.
+inline bool has_chunks(const SequenceView& view) {
   if (!view.data) return true;
   const int64_t size = view.dtype == DType::kFloat32 ? 4 : 2, lane = view.lane_dims ? view.lane_stride[0] : 0;
-  const auto fits = [](int64_t stride) { return stride % kVector == 0; };
+  const auto fits = [](int64_t stride) { return stride % kChunk == 0; };
   return view.time_stride == 1 && fits(view.batch_stride) && fits(view.row_stride) && fits(lane) &&
-         reinterpret_cast<uintptr_t>(view.data) % uintptr_t(size * kVector) == 0;
+         reinterpret_cast<uintptr_t>(view.data) % uintptr_t(size * kChunk) == 0;
+}
+
+inline bool has_chunks(const ScanArgs& args) {
+  bool all = args.length % kChunk == 0 && has_chunks(args.z);
+  for (int d = 0; d < args.directions; ++d)
+    all = all && has_chunks(args.dir[d].u) && has_chunks(args.dir[d].delta) && has_chunks(args.y[d]);
+  return all;
+}
+inline bool has_chunks(const ScanBackwardArgs& args) {
+  bool all = has_chunks(static_cast<const ScanArgs&>(args)) && has_chunks(args.dz);
+  for (int d = 0; d < args.directions; ++d)
+    all = all && has_chunks(args.grad[d].du) && has_chunks(args.grad[d].ddelta) && has_chunks(args.forward_y[d]);
+  return all;
+}
+
+// Time counts as contiguous only where all rows can be read in chunks; otherwise neighbouring threads are neighbouring
+// channels all the same, and read one element at a time.
+template <class Args>
+Layout layout_of(const Args& args) {
+  const SequenceView& u = args.dir[0].u;
+  if (u.row_stride == 1 || u.time_stride != 1) return u.row_stride == 1 ? Layout::kChannels : Layout::kLanes;
+  return has_chunks(args) ? Layout::kTime : Layout::kChannels;
 }
 
 // A tensor in the walking order of a direction.
@@ -41,10 +58,9 @@ inline Strided walked(const SequenceView& view, bool reverse, int64_t length) {
 
 inline ScanParams scan_params(const ScanArgs& args) {
   ScanParams p{};
-  p.channels = args.channels, p.lanes = args.lanes, p.sequences = args.batch * args.lanes;
+  p.channels = int32_t(args.channels), p.lanes = args.lanes, p.sequences = args.batch * args.lanes;
   p.length = int32_t(args.length), p.states = int32_t(args.states), p.directions = args.directions;
   p.softplus = args.delta_softplus, p.concatenate = args.concatenate, p.scale = float(args.scale);
-  p.vectors = args.length % kVector == 0 && has_vectors(args.z);
   for (int d = 0; d < args.directions; ++d) {
     const ScanDirection& x = args.dir[d];
     const auto see = [&](const SequenceView& view) { return walked(view, x.reverse, args.length); };
@@ -63,11 +79,10 @@ inline ScanParams scan_params(const ScanArgs& args) {
                 x.B.data ? int32_t(args.groups / x.B.groups) : 1,
                 x.C.data ? int32_t(args.groups / x.C.groups) : 1,
                 x.reverse};
-    p.vectors = p.vectors && has_vectors(x.u) && has_vectors(x.delta) && has_vectors(args.y[d]);
   }
   p.initial_state = static_cast<const float*>(args.initial_state);
   p.last_state = static_cast<float*>(args.last_state);
-  p.group_channels = args.channels / args.groups;
+  p.group_channels = int32_t(args.channels / args.groups);
   return p;
 }
 

@@ -5,7 +5,6 @@
 
 namespace ssmvdm::cuda {
 
-constexpr int kChunk = 4;        // steps whose states a thread holds at once
 constexpr int kSegment = 256;    // steps between the states that are kept of a long sequence
 constexpr int kStateSums = 2 * kStates;  // dB and dC of one step
 
@@ -66,20 +65,15 @@ __device__ inline float sum_four(const float* v) {
   return keep_one(a, b, 2);
 }
 
-// Sums over the 32 channels of a warp: lane 2 n + which gets that of state n, dB or dC. Quarters of the states come in
-// the order of ChannelThreads<true>, so that of the values of two lanes each already has its own in front.
-__device__ inline float sum_channels(float (&dB)[kStates], float (&dC)[kStates]) {
-  float one[2];
+// Sums of 16 states over the 32 channels of a warp: lane l gets that of state l / 2. Quarters of the states come in the
+// order of ChannelThreads<true>, so that of what two lanes exchange each already has its own in front.
+__device__ inline float sum_channels(float (&v)[kStates]) {
 #pragma unroll
-  for (int which = 0; which < 2; ++which) {
-    float* v = which ? dC : dB;
+  for (int i = 0; i < 8; ++i) v[i] += from_lane(v[i + 8], 16);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] += from_lane(v[i + 8], 16);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] += from_lane(v[i + 4], 8);
-    one[which] = sum_four(v);
-  }
-  return keep_one(one[0], one[1], 1);
+  for (int i = 0; i < 4; ++i) v[i] += from_lane(v[i + 4], 8);
+  const float x = sum_four(v);
+  return x + from_lane(x, 1);
 }
 
 // Sums of 16 values over all lanes: lane l gets that of value l / 2.
@@ -106,26 +100,28 @@ __device__ inline float* state_sums_of(const BackwardParams& p, int turn_index, 
 // Channels of a sequence: over the warp by shuffles; over the warps once per tile, from shared memory.
 template <class Map>
 struct ChannelSums {
+  static constexpr int kStep = kStateSums;
   static constexpr int kWarps = Map::kThreads / 2 / 32;
-  static constexpr int kFloats = 2 * Map::kTileSteps * kWarps * 32;
-  float* memory;  // [direction][step of the tile][warp][32]
+  static constexpr int kFloats = 2 * Map::kTileSteps * kWarps * kStateSums;
+  float* memory;  // [direction][step of the tile][warp][state][dB, dC]
 
-  __device__ void add(const BackwardParams&, const Place<Map>& at, int step_in_tile, float (&dB)[kStates],
-                      float (&dC)[kStates], float*) {
-    const int warp = at.index / 32;
-    memory[((at.direction * Map::kTileSteps + step_in_tile) * kWarps + warp) * 32 + threadIdx.x % 32] =
-        sum_channels(dB, dC);
+  // One step's values of dB (which = 0) or dC (1).
+  __device__ void add(const Place<Map>& at, int which, float (&values)[kStates], int step_in_tile, float*) {
+    const int warp = at.index / 32, lane = int(threadIdx.x) % 32;
+    const float sum = sum_channels(values);
+    if (lane % 2 == which)
+      memory[((at.direction * Map::kTileSteps + step_in_tile) * kWarps + warp) * kStateSums + lane] = sum;
   }
   // The steps [begin, end) of the last tile, by the whole block, after a barrier.
-  __device__ void finish_tile(const BackwardParams& p, const Place<Map>& at, int64_t unit, int turn_index, int slice,
-                              int begin, int end) {
+  __device__ void finish_tile(const BackwardParams& p, const Place<Map>& at, int64_t unit, int turn_index, int begin,
+                              int end) {
     const int steps = end - begin, warps = at.threads / 32;
-    for (int i = threadIdx.x; i < p.directions * steps * 32; i += blockDim.x) {
-      const int d = i / (steps * 32), step = i / 32 % steps, lane = i % 32;
-      const float* v = memory + (d * Map::kTileSteps + step) * kWarps * 32 + lane;
+    for (int i = threadIdx.x; i < p.directions * steps * kStateSums; i += blockDim.x) {
+      const int d = i / (steps * kStateSums), step = i / kStateSums % steps, value = i % kStateSums;
+      const float* v = memory + (d * Map::kTileSteps + step) * kWarps * kStateSums + value;
       float sum = v[0];
-      for (int w = 1; w < warps; ++w) sum += v[w * 32];
-      state_sums_of<Map>(p, turn_index, slice, d, unit, begin + step)[lane] = sum;
+      for (int w = 1; w < warps; ++w) sum += v[w * kStateSums];
+      state_sums_of<Map>(p, turn_index, at.slice, d, unit, begin + step)[value] = sum;
     }
   }
 };
@@ -134,36 +130,35 @@ struct ChannelSums {
 // channels, are summed; then every thread adds its share to what former laps have left.
 template <class Map>
 struct LaneSums {
+  static constexpr int kStep = kStateSums * 32;
   static constexpr int kWarps = Map::kThreads / 2 / 32;
-  static constexpr int kRow = kStateSums + 4;  // floats of a thread, with a gap that spreads them over the banks
+  static constexpr int kRow = kStates + 4;  // floats of a thread, with a gap that spreads them over the banks
   static constexpr int kFloats = 2 * 2 * kWarps * 32 * kRow;
   float* memory;  // [direction][parity][warp][lane][kRow]
   int parity = 0;
 
-  __device__ void add(const BackwardParams&, const Place<Map>& at, int, float (&dB)[kStates], float (&dC)[kStates],
-                      float* sums) {
-    const int warps = at.threads / 32, warp = at.index / 32, lane = threadIdx.x % 32;
-    float* const own = memory + (at.direction * 2 + parity) * kWarps * 32 * kRow;
-    float4* const row = reinterpret_cast<float4*>(own + (warp * 32 + lane) * kRow);
+  // Calls take turns with two buffers: at the barrier of one, all have read what the call before left in the other.
+  __device__ void add(const Place<Map>& at, int which, float (&values)[kStates], int, float* out) {
+    const int warps = at.threads / 32, warp = at.index / 32, lane = int(threadIdx.x) % 32;
+    float* const own = memory + (at.direction * 2 + parity) * kWarps * 32 * kRow + lane * kRow;
 #pragma unroll
-    for (int i = 0; i < kStates / 4; ++i) {
-      row[i] = make_float4(dB[4 * i], dB[4 * i + 1], dB[4 * i + 2], dB[4 * i + 3]);
-      row[kStates / 4 + i] = make_float4(dC[4 * i], dC[4 * i + 1], dC[4 * i + 2], dC[4 * i + 3]);
-    }
+    for (int i = 0; i < kStates; i += 4)
+      *reinterpret_cast<float4*>(own + warp * 32 * kRow + i) =
+          make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
     barrier_of(1 + at.direction, at.threads);
-    for (int v = 4 * warp; v < kStateSums; v += 4 * warps) {
-      float4 sum = *reinterpret_cast<const float4*>(own + lane * kRow + v);
+    for (int n = 4 * warp; n < kStates; n += 4 * warps) {
+      float4 sum = *reinterpret_cast<const float4*>(own + n);
       for (int w = 1; w < warps; ++w) {
-        const float4 x = *reinterpret_cast<const float4*>(own + (w * 32 + lane) * kRow + v);
-        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+        const float4 v = *reinterpret_cast<const float4*>(own + w * 32 * kRow + n);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
-      float* const out = sums + v * 32 + lane;
-      if (at.lap > 0) sum.x += out[0], sum.y += out[32], sum.z += out[64], sum.w += out[96];
-      out[0] = sum.x, out[32] = sum.y, out[64] = sum.z, out[96] = sum.w;
+      float* const to = out + (which * kStates + n) * 32 + lane;
+      if (at.lap > 0) sum.x += to[0], sum.y += to[32], sum.z += to[64], sum.w += to[96];
+      to[0] = sum.x, to[32] = sum.y, to[64] = sum.z, to[96] = sum.w;
     }
     parity ^= 1;
   }
-  __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int, int) {}
+  __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
 };
 
 template <bool kTurned>
