@@ -1,0 +1,77 @@
+"""The forward scan: one program per tile, both directions one after the other."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from torch import Tensor
+
+from ssmvdm_kernels.ops import BOTH, SCAN, ScanTensors
+from ssmvdm_kernels.triton_kernels.arithmetic import decoded, softplus
+from ssmvdm_kernels.triton_kernels.launch import Tiling, Tilings, run
+from ssmvdm_kernels.triton_kernels.layout import Sequence, sequence_view, state_view
+from ssmvdm_kernels.triton_kernels.scan_call import ScanCall
+from ssmvdm_kernels.triton_kernels.scan_walk import advance, load_delta, load_states, output, scaled_A, store_states
+from ssmvdm_kernels.triton_kernels.tiles import Outputs, load_row, put_y, tile_at
+
+
+@triton.jit
+def walk(h, x, o, tile, sizes, O, PART):
+    """One direction from its first step to its last; returns the states there."""
+    A = scaled_A(x, tile, sizes, O)
+    for i in range(sizes.length):
+        t = sizes.length - 1 - i if PART.REVERSE else i
+        u, dt = load_row(x.u, tile, t), load_delta(x, tile, t)
+        if O.SOFTPLUS:
+            dt = softplus(dt)
+        h = advance(h, A, x, u, dt, tile, t, sizes, O)
+        put_y(output(h, x, u, tile, t, sizes, O, PART.FIRST), o, tile, t, PART)
+    return h
+
+
+@triton.jit
+def forward_kernel(
+    ahead, back, to, to_back, initial, last, sizes, O, PART, PART_BACK, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr
+):
+    sizes = decoded(sizes)
+    program = tl.program_id(0).to(tl.int64)
+    # Channels vary fastest: programs side by side read the same B and C.
+    block, rest = program % sizes.channel_blocks, program // sizes.channel_blocks
+    tile = tile_at(rest // sizes.groups, rest % sizes.groups, block, sizes, BLOCK_D, BLOCK_S)
+    h = walk(load_states(initial, tile, sizes, O), ahead, to, tile, sizes, O, PART)
+    if last is not None:
+        store_states(last, h, tile, sizes, O)
+    if back is not None:
+        tl.debug_barrier()  # y_sum changes hands
+        walk(load_states(None, tile, sizes, O), back, to_back, tile, sizes, O, PART_BACK)
+
+
+TILINGS = Tilings(channels=Tiling(64, 1), lanes=Tiling(4, 16))
+
+
+def scan_forward(*arguments) -> tuple[Tensor, Tensor]:
+    """The operator `scan_forward` of ops.py."""
+    *tensors, direction, merge, delta_softplus, return_last_state = arguments
+    y, last = SCAN.forward_shapes(*arguments)
+    call = ScanCall("scan_forward", ScanTensors(*tensors), direction, merge, delta_softplus, TILINGS, steps=1)
+    if return_last_state and direction == BOTH:
+        raise ValueError("scan_forward: last_state needs a single direction.")
+    if call.is_empty:
+        return y, last
+    shared, count = not call.halves, len(call.directions)
+    written = Sequence(y, is_sum=call.launches > 1 or (shared and count > 1))
+    z = sequence_view(call.tensors.z)
+    to = [
+        Outputs(*written.views(d, call.halves), z, None, None, None, *map(tl.constexpr, (call.scale, False, True)))
+        for d in range(count)
+    ]
+    states = (state_view(call.tensors.initial_state), state_view(last if return_last_state else None))
+    ahead, back = (*call.directions, None)[:2]
+    programs = call.sizes.sequence_blocks * call.sizes.groups * call.sizes.channel_blocks
+    for launch in range(call.launches):
+        parts = [call.part(d, launch, shared) for d in range(2)]
+        run(forward_kernel, programs, y.device, call.tiling, ahead, back, to[0], to[-1], *states, O=call.options,
+            PART=parts[0], PART_BACK=parts[1], sizes=call.sizes_of_launch(launch))  # fmt: skip
+    written.finish()
+    return y, last
