@@ -20,12 +20,13 @@ endif
 PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f)
 
-.PHONY: help bench test build lint clean missing
+.PHONY: help bench test test-integration build lint clean missing
 .NOTPARALLEL:
 
 help:
 	@echo "make bench   memory and time against frame count, for every temporal layer -> benchmarks/results/"
 	@echo "make test    the test suite"
+	@echo "make test-integration   the tests against other packages, the long ones too, and the documentation"
 	@echo "make build   the package, installed editable with what development needs"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove build outputs and caches; the environment stays"
@@ -35,6 +36,9 @@ bench: build
 
 test: build
 	MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q tests
+
+test-integration: build $(STAMPS)/integration
+	HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q -m "slow or not slow" tests/integration tests/docs
 
 build: $(STAMPS)/built
 
@@ -60,6 +64,11 @@ $(STAMPS)/requirements: pyproject.toml constraints.txt | $(if $(strip $(VENV)),$
 		> $(@D)/constraints.txt 2> /dev/null || cp constraints.txt $(@D)/constraints.txt
 	$(PIP) install -q -c $(@D)/constraints.txt torch "setuptools>=64" wheel
 	SSMVDM_PURE_PYTHON=1 $(PIP) install -q -c $(@D)/constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+$(STAMPS)/integration: $(STAMPS)/requirements
+	SSMVDM_PURE_PYTHON=1 $(PIP) install -q -c $(@D)/constraints.txt --no-build-isolation -e ".[test-integration,docs]"
+	$(PIP) install -q -c $(@D)/constraints.txt --no-deps video-diffusion-pytorch
 	@touch $@
 
 # The editable install above finds whatever this leaves in the source tree, and here the compiler's output is shown.

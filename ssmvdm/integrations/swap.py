@@ -95,7 +95,8 @@ def swap_temporal_layers(model: nn.Module, mode: str = "replace", **mixer_option
         FullAttentionError: the model attends over space and time together (Wan, CogVideoX, HunyuanVideo, LTX, Mochi).
         ValueError: an unknown mode, a model without temporal layers, or one whose layers are swapped already.
         TypeError: `model` is no module, or an option that `BidirectionalMamba` does not have.
-        In every case the model is as it was.
+
+    After an error the model is as it was.
     """
     caller = "swap_temporal_layers"
     if not isinstance(model, nn.Module):

@@ -152,7 +152,7 @@ class Mamba(nn.Module):
 
     def _add_undecayed(self, name: str, value: Tensor) -> None:
         parameter = nn.Parameter(value)
-        parameter._no_weight_decay = True  # optimizers of those packages look for it
+        parameter._no_weight_decay = True  # type: ignore[attr-defined]  # optimizers of those packages read it
         self.register_parameter(name, parameter)
 
     @torch.no_grad()
