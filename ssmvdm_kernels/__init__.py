@@ -6,11 +6,11 @@ on this machine and `explain(u)` says why. Importing this package builds nothing
 initialise a GPU.
 """
 
-from ssmvdm_kernels.backends import available_backends, explain
-from ssmvdm_kernels.conv import bidirectional_conv1d, causal_conv1d
-from ssmvdm_kernels.modules import BidirectionalMamba
-from ssmvdm_kernels.s4d import bidirectional_s4d_scan, s4d_scan
-from ssmvdm_kernels.scan import bidirectional_selective_scan, selective_scan
+from .backends import available_backends, explain
+from .conv import bidirectional_conv1d, causal_conv1d
+from .modules import BidirectionalMamba
+from .s4d import bidirectional_s4d_scan, s4d_scan
+from .scan import bidirectional_selective_scan, selective_scan
 
 __version__ = "0.1.0"
 

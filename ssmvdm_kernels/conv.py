@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssmvdm_kernels import backends, validation
-from ssmvdm_kernels.ops import BOTH, FORWARD, REVERSE, ConvTensors
+from . import backends, validation
+from .ops import BOTH, FORWARD, REVERSE, ConvTensors
 
 
 def causal_conv1d(

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ssmvdm_kernels import backends, validation
-from ssmvdm_kernels.ops import BOTH, FORWARD, NEEDS_Y, SUM, ConvTensors, ScanTensors
-from ssmvdm_kernels.project import bias_gradient, product, project, weight_gradient
+from . import backends, validation
+from .ops import BOTH, FORWARD, NEEDS_Y, SUM, ConvTensors, ScanTensors
+from .project import bias_gradient, product, project, weight_gradient
 
 
 class Direction(NamedTuple):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssmvdm_kernels import mixing
-from ssmvdm_kernels.project import project
-from ssmvdm_kernels.validation import autocast_dtype, check_choice, check_size
+from . import mixing
+from .project import project
+from .validation import autocast_dtype, check_choice, check_size
 
 
 class MambaMixer(nn.Module):

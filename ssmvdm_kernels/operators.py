@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ssmvdm_kernels.ops import CONV1D, SCAN, ConvTensors, Formula, ScanTensors
-from ssmvdm_kernels.ops_s4d import S4D, S4dTensors
+from .ops import CONV1D, SCAN, ConvTensors, Formula, ScanTensors
+from .ops_s4d import S4D, S4dTensors
 
 
 class Operators:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ssmvdm_kernels.ops import Formula, dense_like, gradient_shapes, gradients_of, needed, only_needed, output_shape
+from .ops import Formula, dense_like, gradient_shapes, gradients_of, needed, only_needed, output_shape
 
 
 class S4dTensors(NamedTuple):

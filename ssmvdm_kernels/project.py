@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmvdm_kernels.validation import autocast_dtype
+from .validation import autocast_dtype
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmvdm_kernels.ops import BOTH, CAT, FORWARD, MEAN, REVERSE, ConvTensors, ScanTensors
-from ssmvdm_kernels.ops_s4d import S4dTensors
+from .ops import BOTH, CAT, FORWARD, MEAN, REVERSE, ConvTensors, ScanTensors
+from .ops_s4d import S4dTensors
 
 
 def scan(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels import backends, validation
-from ssmvdm_kernels.ops import BOTH, FORWARD, REVERSE, SUM
-from ssmvdm_kernels.ops_s4d import S4dTensors
-from ssmvdm_kernels.scan import MERGES
+from . import backends, validation
+from .ops import BOTH, FORWARD, REVERSE, SUM
+from .ops_s4d import S4dTensors
+from .scan import MERGES
 
 
 def s4d_scan(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssmvdm_kernels import backends, validation
-from ssmvdm_kernels.ops import BOTH, CAT, FORWARD, MEAN, REVERSE, SUM, ScanTensors
+from . import backends, validation
+from .ops import BOTH, CAT, FORWARD, MEAN, REVERSE, SUM, ScanTensors
 
 MERGES = {"sum": SUM, "mean": MEAN, "cat": CAT, "none": CAT}
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels.ops import ConvTensors, ScanTensors
-from ssmvdm_kernels.ops_s4d import S4dTensors
+from .ops import ConvTensors, ScanTensors
+from .ops_s4d import S4dTensors
 
 Arguments = ScanTensors | ConvTensors | S4dTensors
 

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels.operators import Operators
-from ssmvdm_kernels.ops import ConvTensors, ScanTensors
-from ssmvdm_kernels.ops_s4d import S4dTensors
+from ..operators import Operators
+from ..ops import ConvTensors, ScanTensors
+from ..ops_s4d import S4dTensors
 
 
 class Backend(ABC):

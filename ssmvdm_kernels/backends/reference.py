@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels import reference
-from ssmvdm_kernels.backends.base import Backend
-from ssmvdm_kernels.ops import ConvTensors, ScanTensors
-from ssmvdm_kernels.ops_s4d import S4dTensors
+from .. import reference
+from ..ops import ConvTensors, ScanTensors
+from ..ops_s4d import S4dTensors
+from .base import Backend
 
 
 class ReferenceBackend(Backend):

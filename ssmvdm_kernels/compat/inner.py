@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ssmvdm_kernels.conv import causal_conv1d
-from ssmvdm_kernels.mixing import autocast_to
-from ssmvdm_kernels.project import project
-from ssmvdm_kernels.scan import bidirectional_selective_scan, selective_scan
+from ..conv import causal_conv1d
+from ..mixing import autocast_to
+from ..project import project
+from ..scan import bidirectional_selective_scan, selective_scan
 
 
 class Norms(NamedTuple):

@@ -1,6 +1,6 @@
 """The functions of mamba-ssm (Mamba-1) with its signatures, on the scan of this package.
 
-    from ssmvdm_kernels.compat.mamba import selective_scan_fn
+    from .mamba import selective_scan_fn
 
 takes the place of `from mamba_ssm.ops.selective_scan_interface import selective_scan_fn`, on every device and layout
 that `ssmvdm_kernels.selective_scan` runs on. For callers that cannot be changed, `install()` puts the functions under
@@ -17,10 +17,10 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ssmvdm_kernels.compat import vim
-from ssmvdm_kernels.compat.inner import Norms, convolve_and_scan, project_out, recomputed, without_autocast
-from ssmvdm_kernels.scan import selective_scan
-from ssmvdm_kernels.validation import check_choice
+from ..scan import selective_scan
+from ..validation import check_choice
+from . import vim
+from .inner import Norms, convolve_and_scan, project_out, recomputed, without_autocast
 
 
 def selective_scan_fn(

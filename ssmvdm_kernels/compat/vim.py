@@ -10,12 +10,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssmvdm_kernels.compat.inner import convolve_and_scan, modulate, project_out, recomputed
-from ssmvdm_kernels.conv import bidirectional_conv1d
-from ssmvdm_kernels.mixing import wide
-from ssmvdm_kernels.project import project
-from ssmvdm_kernels.scan import bidirectional_selective_scan
-from ssmvdm_kernels.validation import check_choice
+from ..conv import bidirectional_conv1d
+from ..mixing import wide
+from ..project import project
+from ..scan import bidirectional_selective_scan
+from ..validation import check_choice
+from .inner import convolve_and_scan, modulate, project_out, recomputed
 
 
 def bimamba_inner_fn(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels.compat.inner import without_autocast
-from ssmvdm_kernels.scan import selective_scan
+from ..scan import selective_scan
+from .inner import without_autocast
 
 _THEIR_LIBRARIES = (None, "oflex", "core", "mamba")  # CUDA libraries there; here whatever runs best
 _FLOAT_OUTPUT = (None, "oflex", "torch")  # those of their backends that look at `oflex`

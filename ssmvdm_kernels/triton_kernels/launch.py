@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ssmvdm_kernels.triton_kernels.layout import Sizes, encoded, lane_stride
+from .layout import Sizes, encoded, lane_stride
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 STATES_AT_ONCE = 16

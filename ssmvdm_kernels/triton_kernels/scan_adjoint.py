@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssmvdm_kernels.triton_kernels.arithmetic import LN_2, number, only_if, sigmoid, softplus, sum_over_channels
-from ssmvdm_kernels.triton_kernels.layout import View
-from ssmvdm_kernels.triton_kernels.scan_walk import (
+from .arithmetic import LN_2, number, only_if, sigmoid, softplus, sum_over_channels
+from .layout import View
+from .scan_walk import (
     advance,
     exists,
     load_delta,
@@ -29,7 +29,7 @@ from ssmvdm_kernels.triton_kernels.scan_walk import (
     output,
     scaled_A,
 )
-from ssmvdm_kernels.triton_kernels.tiles import add_part, gradient_of_sum, load_row, put_y
+from .tiles import add_part, gradient_of_sum, load_row, put_y
 
 
 class Sums(NamedTuple):

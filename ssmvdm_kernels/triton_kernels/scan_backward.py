@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssmvdm_kernels.ops import BOTH, NEEDS_Y, SCAN, ScanTensors, output_shape
-from ssmvdm_kernels.triton_kernels.arithmetic import decoded
-from ssmvdm_kernels.triton_kernels.launch import Tiling, Tilings, ceil, run
-from ssmvdm_kernels.triton_kernels.layout import Sequence, check, encoded, sequence_view, state_view
-from ssmvdm_kernels.triton_kernels.scan_adjoint import Gradients, Sums, put_over_sequences, walk_again, walk_back
-from ssmvdm_kernels.triton_kernels.scan_call import ScanCall
-from ssmvdm_kernels.triton_kernels.scan_walk import load_states, store_states
-from ssmvdm_kernels.triton_kernels.tiles import Outputs, tile_at
+from ..ops import BOTH, NEEDS_Y, SCAN, ScanTensors, output_shape
+from .arithmetic import decoded
+from .launch import Tiling, Tilings, ceil, run
+from .layout import Sequence, check, encoded, sequence_view, state_view
+from .scan_adjoint import Gradients, Sums, put_over_sequences, walk_again, walk_back
+from .scan_call import ScanCall
+from .scan_walk import load_states, store_states
+from .tiles import Outputs, tile_at
 
 
 @triton.jit

@@ -8,11 +8,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ssmvdm_kernels.ops import BOTH, CAT, MEAN, REVERSE, ScanTensors
-from ssmvdm_kernels.triton_kernels.launch import Tilings, sizes_of, states_of_launches
-from ssmvdm_kernels.triton_kernels.layout import check, modulation_view, sequence_view
-from ssmvdm_kernels.triton_kernels.scan_walk import Direction, Options
-from ssmvdm_kernels.triton_kernels.tiles import Part
+from ..ops import BOTH, CAT, MEAN, REVERSE, ScanTensors
+from .launch import Tilings, sizes_of, states_of_launches
+from .layout import check, modulation_view, sequence_view
+from .scan_walk import Direction, Options
+from .tiles import Part
 
 
 class ScanCall:

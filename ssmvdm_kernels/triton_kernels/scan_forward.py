@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from torch import Tensor
 
-from ssmvdm_kernels.ops import BOTH, SCAN, ScanTensors
-from ssmvdm_kernels.triton_kernels.arithmetic import decoded, softplus
-from ssmvdm_kernels.triton_kernels.launch import Tiling, Tilings, run
-from ssmvdm_kernels.triton_kernels.layout import Sequence, sequence_view, state_view
-from ssmvdm_kernels.triton_kernels.scan_call import ScanCall
-from ssmvdm_kernels.triton_kernels.scan_walk import advance, load_delta, load_states, output, scaled_A, store_states
-from ssmvdm_kernels.triton_kernels.tiles import Outputs, load_row, put_y, tile_at
+from ..ops import BOTH, SCAN, ScanTensors
+from .arithmetic import decoded, softplus
+from .launch import Tiling, Tilings, run
+from .layout import Sequence, sequence_view, state_view
+from .scan_call import ScanCall
+from .scan_walk import advance, load_delta, load_states, output, scaled_A, store_states
+from .tiles import Outputs, load_row, put_y, tile_at
 
 
 @triton.jit
