@@ -9,6 +9,7 @@
 // its sequences, or each 32 of them, is a unit: what is per channel stays in registers while a warp goes through units.
 #pragma once
 
+#include "cuda/math.cuh"
 #include "cuda/storage.cuh"
 
 namespace ssmvdm::cuda {
@@ -163,7 +164,7 @@ struct Walk {
 };
 
 // 1 / (1 + e^-x), known to 6 + 2 |x| units of 2^-24, as in eager float32: for kernels that memory must bind.
-__device__ inline float plain_sigmoid(float x) { return reciprocal_approx(1.f + exp2_approx(x * -1.4426950408889634f)); }
+__device__ inline float plain_sigmoid(float x) { return reciprocal_approx(1.f + exp2_approx(x * -kLog2E)); }
 __device__ inline float silu(float x) { return x * plain_sigmoid(x); }
 // The derivative of silu.
 __device__ inline float silu_slope(float x) {

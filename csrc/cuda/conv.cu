@@ -2,17 +2,17 @@
 //
 //   y_t = act(bias + sum_j tap_j x_{t-j})       anti-causal: x_{t+j}       tap_j = weight_{width-1-j}
 //
-// A thread walks one column (columns.cuh) in chunks of 8 steps. It holds the chunk, the one after it, which is on its way
-// from memory meanwhile, and the 3 steps before; filters of up to 4 taps need no more, and every element is read once.
-// Longer filters read their neighbourhood again for every output.
+// A thread walks one column (columns.cuh) in chunks of 8 steps. It holds the chunk, the one after it, which is on its
+// way from memory meanwhile, and the 3 steps before; filters of up to 4 taps need no more, and every element is read
+// once. Longer filters read their neighbourhood again for every output.
 //
 // The backward pass computes the pre-activation again. g_t = dy_t act'(.) is scattered to the gradients of the
 // 8 + 8 + 3 steps around it, and a chunk is stored when the next one is done, so that all of its terms are there:
 //
 //   dx_t = sum_j tap_j g_{t+j} + sum_j tap'_j g'_{t-j}       dtap_j = sum_t g_t x_{t-j}       dbias = sum_t g_t
 //
-// A warp goes through several units with its sums in registers, a block leaves one partial sum, and a second kernel adds
-// those in order.
+// A warp goes through several units with its sums in registers, a block leaves one partial sum, and a second kernel
+// adds those in order.
 //
 // Memory per element and the 4 taps of each direction: forward one read and two writes, backward three reads and one
 // write.
@@ -25,8 +25,8 @@ namespace {
 
 constexpr int kTaps = 4, kReach = kTaps - 1;
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
-constexpr int kSums = kTaps + 1;             // of one direction: the taps' and the bias's
-constexpr int64_t kWarpsAtWork = 16384;      // of the backward pass, about
+constexpr int kSums = kTaps + 1;              // of one direction: the taps' and the bias's
+constexpr int64_t kWarpsAtWork = 16384;       // of the backward pass, about
 constexpr int kWindow = kReach + 2 * kChunk;  // before, now, next
 
 struct Conv {
@@ -35,8 +35,8 @@ struct Conv {
   int32_t first, last;  // directions
   bool has_silu;
   Track x, y[kMaxDirections];           // y: dy in the backward pass
-  const float *weight[kMaxDirections];  // (channels, width)
-  const float *bias[kMaxDirections];    // (channels,) or null
+  const float* weight[kMaxDirections];  // (channels, width)
+  const float* bias[kMaxDirections];    // (channels,) or null
 
   __device__ bool has(int d) const { return d >= first && d <= last; }
 };
@@ -101,7 +101,7 @@ struct Window {
 // Where the tap after a tap reads x.
 __device__ constexpr int step_of(int d) { return d == 0 ? -1 : 1; }
 
-// -- forward -----------------------------------------------------------------------------------------------------------
+// -- forward ----------------------------------------------------------------------------------------------------------
 
 template <class T>
 __device__ void convolve(const Conv& p, const Column& c) {
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) conv_forward_kernel(const __grid_con
   }
 }
 
-// -- backward ----------------------------------------------------------------------------------------------------------
+// -- backward ---------------------------------------------------------------------------------------------------------
 
 struct Sums {
   float of[kMaxDirections][kSums];  // taps from the first of the round on, then the bias
@@ -247,8 +247,7 @@ __device__ void convolve_back_long(const ConvBackward& p, const Column& c, int64
 #pragma unroll
       for (int j = 0; j < kTaps; ++j) {
         const int64_t s = t + step_of(d) * (first_tap + j);
-        if (first_tap + j < p.width && s >= 0 && s < p.length)
-          sums.of[d][j] = fmaf(g.at(t), x.at(s), sums.of[d][j]);
+        if (first_tap + j < p.width && s >= 0 && s < p.length) sums.of[d][j] = fmaf(g.at(t), x.at(s), sums.of[d][j]);
       }
     }
   }
@@ -283,7 +282,7 @@ __device__ inline void leave_sums(const ConvBackward& p, int64_t group, int64_t 
 }
 
 template <class T, bool kIsLong>
-__global__ void __launch_bounds__(kThreads) conv_backward_kernel(const __grid_constant__ ConvBackward p) {
+__global__ void __launch_bounds__(kThreads, 5) conv_backward_kernel(const __grid_constant__ ConvBackward p) {
   const int64_t group = blockIdx.x / p.parts, part = blockIdx.x % p.parts;
   const int64_t first_unit = part * kWarps + int(threadIdx.x) / kWarp, stride = p.parts * kWarps;
   for (int64_t first_tap = 0; first_tap == 0 || first_tap < p.width; first_tap += kTaps) {
@@ -330,7 +329,7 @@ __global__ void __launch_bounds__(32 * kSlices) conv_sums_kernel(const __grid_co
   sum_parts((p.last - p.first + 1) * each, p.parts, value, put);
 }
 
-// -- launchers ---------------------------------------------------------------------------------------------------------
+// -- launchers --------------------------------------------------------------------------------------------------------
 
 Conv conv_params(const ConvArgs& args) {
   Conv p{};

@@ -1,16 +1,18 @@
 // Gradients of S4D. With g = dy silu(z), which is computed once where there is a gate,
 //
-//   du        the operator itself on g, running the other way (s4d_common.cuh)
-//   dz        dy silu'(z) y, for which y is computed again
-//   direct      dk_l = sum_t g_t u_{t-l} of each channel; then, once per call,
+//   du  the operator itself on g, running the other way (s4d_common.cuh)
+//   dz  dy silu'(z) y, for which y is computed again
+//
+// and the parameters' gradients by the form of the call:
+//
+//   direct      dk_l = sum_t g_t u_{t-l} of each channel, one multiply-add per element and lag; then, once per call,
 //               dweight = sum_l 2 dk_l conj(decay^l), ddecay = conj(weight) sum_l 2 l dk_l conj(decay^(l-1)), dD = dk_0
-//   recurrence  with the slope of the state m_t = dh_t / ddecay, which obeys m_t = decay m_{t-1} + h_{t-1}, all sums run
-//               along with h and no state is kept:
+//   recurrence  the slope of the state m_t = dh_t / ddecay obeys m_t = decay m_{t-1} + h_{t-1}, so all sums run along
+//               with h and no state is kept, twelve multiply-adds per element and mode:
 //               dweight = 2 conj(sum_t g_t h_t), ddecay = 2 conj(weight sum_t g_t m_t), dD = sum_t g_t u_t
 //
-// Sums over sequences: a warp keeps those of 16 lags, or of 4 modes, in registers while it goes through its units, and
-// leaves a partial sum; partial sums are added in order. Twelve multiply-adds per element and mode, or one per element and
-// lag.
+// A warp keeps the sums of 16 lags, or of 4 modes, in registers while it goes through its units, and leaves a partial
+// sum; partial sums are added in order.
 #include "cuda/partial_sums.cuh"
 #include "cuda/s4d_common.cuh"
 
@@ -18,9 +20,9 @@ namespace ssmvdm::cuda {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
-constexpr int kModes = 4;                    // whose sums a warp keeps
-constexpr int kModeSums = 4;                 // of a mode: sum g h, sum g m, real and imaginary
-constexpr int64_t kWarpsAtWork = 8192;       // on sums, about
+constexpr int kModes = 4;               // whose sums a warp keeps
+constexpr int kModeSums = 4;            // of a mode: sum g h, sum g m, real and imaginary
+constexpr int64_t kWarpsAtWork = 8192;  // on sums, about
 
 struct S4dSums {
   Columns columns;
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) s4d_gate_kernel(const __grid_constan
   }
 }
 
-// -- direct ------------------------------------------------------------------------------------------------------------
+// -- direct -----------------------------------------------------------------------------------------------------------
 
 // dk of 16 lags. With A = u and B = g, or for the reverse direction the other way round, dk_l = sum_q A_q B_{q+l}.
 template <class T>
@@ -98,7 +100,8 @@ __global__ void __launch_bounds__(kThreads) s4d_tap_sums_kernel(const __grid_con
     for (int64_t unit = job.part; unit < p.columns.units; unit += p.parts) {
       const Column c = column_of(p.columns, job.group, unit);
       if (!c.exists) continue;
-      const Reader<T> A(p.reverse[job.d] ? p.g[job.d] : p.u[job.d], c), B(p.reverse[job.d] ? p.u[job.d] : p.g[job.d], c);
+      const Reader<T> A(p.reverse[job.d] ? p.g[job.d] : p.u[job.d], c),
+          B(p.reverse[job.d] ? p.u[job.d] : p.g[job.d], c);
       float b[kBlock + kChunk];  // from q + lag on
       B.load(lag, p.length, b);
       B.load(lag + kChunk, p.length, b + kChunk);
@@ -119,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) s4d_tap_sums_kernel(const __grid_con
   });
 }
 
-// -- recurrence --------------------------------------------------------------------------------------------------------
+// -- recurrence -------------------------------------------------------------------------------------------------------
 
 struct ModeSums {
   Complex decay, h, slope, of_h, of_slope;
@@ -177,7 +180,7 @@ __global__ void __launch_bounds__(kThreads) s4d_mode_sums_kernel(const __grid_co
   });
 }
 
-// -- parameters --------------------------------------------------------------------------------------------------------
+// -- parameters -------------------------------------------------------------------------------------------------------
 
 struct S4dTotals {
   int64_t count, parts;
@@ -259,7 +262,7 @@ __global__ void __launch_bounds__(kThreads) s4d_parameters_kernel(const __grid_c
   }
 }
 
-// -- division of a call ------------------------------------------------------------------------------------------------
+// -- division of a call -----------------------------------------------------------------------------------------------
 
 bool wants_parameters(const S4dBackwardArgs& args) {
   bool wants = false;
@@ -324,7 +327,7 @@ struct S4dBackward {
   }
 };
 
-// -- launches ----------------------------------------------------------------------------------------------------------
+// -- launches ---------------------------------------------------------------------------------------------------------
 
 // g, where it is not dy itself.
 cudaError_t gate_gradients(const S4dBackward& call, cudaStream_t stream) {
@@ -390,8 +393,8 @@ cudaError_t run_parameters(const S4dBackward& call, cudaStream_t stream) {
     p.ddecay[d] = static_cast<float*>(args.grad[d].ddecay), p.dweight[d] = static_cast<float*>(args.grad[d].dweight);
     p.dD[d] = static_cast<float*>(args.grad[d].dD);
   }
-  return launch(s4d_parameters_kernel, blocks_for(args.channels * (args.modes + 1), kThreads), dim3(kThreads), 0, stream,
-                p);
+  return launch(s4d_parameters_kernel, blocks_for(args.channels * (args.modes + 1), kThreads), dim3(kThreads), 0,
+                stream, p);
 }
 
 }  // namespace

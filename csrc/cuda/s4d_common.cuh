@@ -14,7 +14,7 @@
 
 namespace ssmvdm::cuda {
 
-constexpr int kBlock = 16;  // steps that a thread computes at once
+constexpr int kBlock = 16;                               // steps that a thread computes at once
 constexpr int kModeBytes = kWarp * int(sizeof(float2));  // of shared memory: the state of a mode while a warp walks
 
 inline bool is_direct(const S4dArgs& args, const Device& device) {
@@ -87,7 +87,7 @@ inline S4dPass pass_of(const S4dArgs& args, const S4dCoefficients& c) {
 cudaError_t pack_s4d(const S4dCoefficients& c, cudaStream_t stream);
 cudaError_t run_s4d(const S4dPass& p, DType storage, bool direct, cudaStream_t stream);
 
-// -- on the device -----------------------------------------------------------------------------------------------------
+// -- on the device ----------------------------------------------------------------------------------------------------
 
 struct Complex {
   float re, im;

@@ -1,16 +1,16 @@
-// S4D forward: y_t = 2 Re sum_n weight_n h_t + D u_t with h_t = decay h_{t-1} + u_t, both directions and the gate in one
-// kernel. s4d_common.cuh names the two forms.
+// S4D forward: y_t = 2 Re sum_n weight_n h_t + D u_t with h_t = decay h_{t-1} + u_t, both directions and the gate in
+// one kernel. s4d_common.cuh names the two forms.
 //
-// Direct. A thread computes 16 outputs of one column. In walking order output j of a block reads
+// Direct. A thread computes 16 outputs of one column. In walking order output j of a block is a sum
 //
-//   its block                 sum over i <= j of k_{j-i} u_i                           136 multiply-adds, all in registers
-//   what lies before, q back  sum over q of k_{q+j+1} u_{-1-q}, eight q at a time      128, for 8 loads of u and 8 of taps
+//   over its block, i <= j     k_{j-i} u_i           136 multiply-adds, all in registers
+//   over what lies q before    k_{q+j+1} u_{-1-q}    128 for eight q, with 8 loads of u and 8 of taps
 //
 // since the taps of eight more steps are 8 new ones and 15 that are there already. Blocks are anchored at step 0 for
 // both directions; sums go by ascending lag, so that a result does not depend on where its block begins.
 //
-// Recurrence. A warp walks its columns 16 steps at a time, mode after mode, with the 16 sums in registers and the states
-// in shared memory between: 96 multiply-adds for one load of coefficients and one exchange of a state.
+// Recurrence. A warp walks its columns 16 steps at a time, mode after mode, with the 16 sums in registers and the
+// states in shared memory between: 96 multiply-adds for one load of coefficients and one exchange of a state.
 #include "cuda/partial_sums.cuh"
 #include "cuda/s4d_common.cuh"
 
@@ -20,7 +20,7 @@ namespace {
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
 constexpr int kTapsAtOnce = 8;  // of one warp
 
-// -- coefficients ------------------------------------------------------------------------------------------------------
+// -- coefficients -----------------------------------------------------------------------------------------------------
 
 // A warp computes 8 taps of a channel, its threads taking modes; decay^l by squaring, which loses what l products lose.
 __global__ void __launch_bounds__(kThreads) s4d_taps_kernel(const __grid_constant__ S4dCoefficients p) {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) s4d_pack_kernel(const __grid_constan
   }
 }
 
-// -- outputs -----------------------------------------------------------------------------------------------------------
+// -- outputs ----------------------------------------------------------------------------------------------------------
 
 template <class T>
 __device__ void put_output(const S4dPass& p, int d, const Column& c, int64_t t, const float* sum) {
@@ -82,33 +82,30 @@ __device__ void put_output(const S4dPass& p, int d, const Column& c, int64_t t, 
   Walk<T>(p.out[d], c).store(t, p.length, y);
 }
 
-// Takes the sums of direction d at steps t .. t + 7. `total` comes from one direction to the next: the sum of both, or of
-// dy times each.
+// Takes the sums of direction d at steps t .. t + 7. `total` goes from one direction to the next: the sum of both, or
+// with dy times each.
 template <class T>
 __device__ void finish_chunk(const S4dPass& p, int d, const Column& c, int64_t t, const float* sum, float* total) {
-  float factor[kChunk];
-  const auto times = [&](const Track& track, const float* x) {
-    Walk<T>(track, c).load(t, p.length, factor);
+  const bool is_last = d + 1 == p.directions;
+  const int output = p.concatenate ? d : 0;
+  float y[kChunk], factor[kChunk];
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) factor[i] *= x[i];
-  };
-  if (p.concatenate) put_output<T>(p, d, c, t, sum);
-  if (p.concatenate && p.dz) times(p.dy[d], sum);
+  for (int i = 0; i < kChunk; ++i) y[i] = p.concatenate ? sum[i] : total[i] + sum[i];
+  if (p.concatenate || is_last) {
+    put_output<T>(p, output, c, t, y);
+    if (p.dz) {
+      Walk<T>(p.dy[output], c).load(t, p.length, factor);
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) total[i] += p.concatenate ? (p.dz ? factor[i] : 0.f) : sum[i];
-  if (d + 1 < p.directions) return;
-  if (!p.concatenate) put_output<T>(p, 0, c, t, total);
-  if (!p.dz) return;
-  if (!p.concatenate) {
-    times(p.dy[0], total);
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) total[i] = factor[i];
+      for (int i = 0; i < kChunk; ++i) y[i] = p.concatenate ? fmaf(y[i], factor[i], total[i]) : y[i] * factor[i];
+    }
   }
-  float z[kChunk];
-  Walk<T>(p.z, c).load(t, p.length, z);
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) z[i] = total[i] * p.scale * silu_slope(z[i]);
-  Walk<T>(p.dz, c).store(t, p.length, z);
+  for (int i = 0; i < kChunk; ++i) total[i] = y[i];
+  if (!p.dz || !is_last) return;
+  Walk<T>(p.z, c).load(t, p.length, factor);
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) y[i] *= p.scale * silu_slope(factor[i]);
+  Walk<T>(p.dz, c).store(t, p.length, y);
 }
 
 template <class T>
@@ -119,7 +116,7 @@ __device__ void finish(const S4dPass& p, int d, const Column& c, int64_t t, cons
     if (t + i < p.length) finish_chunk<T>(p, d, c, t + i, sum + i, total + i);
 }
 
-// -- direct ------------------------------------------------------------------------------------------------------------
+// -- direct -----------------------------------------------------------------------------------------------------------
 
 template <class T, bool kReverse, int kWidth>
 struct Convolution {
@@ -192,7 +189,7 @@ struct Convolution {
 };
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads) s4d_direct_kernel(const __grid_constant__ S4dPass p) {
+__global__ void __launch_bounds__(kThreads, 3) s4d_direct_kernel(const __grid_constant__ S4dPass p) {
   const int64_t blocks = (p.length + kBlock - 1) / kBlock, rows = blocks * kBlock;
   const int64_t jobs = p.columns.groups * p.columns.units * blocks, stride = int64_t(gridDim.x) * kWarps;
   for (int64_t job = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp; job < jobs; job += stride) {
@@ -215,7 +212,7 @@ __global__ void __launch_bounds__(kThreads) s4d_direct_kernel(const __grid_const
   }
 }
 
-// -- recurrence --------------------------------------------------------------------------------------------------------
+// -- recurrence -------------------------------------------------------------------------------------------------------
 
 // One mode through a block: sum += 2 Re (weight h).
 template <bool kReverse>
@@ -318,7 +315,8 @@ const char* s4d_forward(const S4dArgs& args, const Launch& on) {
   S4dPass p = pass_of(args, c);
   for (int d = 0; d < args.directions; ++d) p.in[d] = {track(args.dir[d].u), false}, p.out[d] = track(args.y[d]);
   if (args.z.data) p.z = track(args.z);
-  if (unfinished_size(args, direct)) p.unfinished = float_track(c.packed + c.directions * c.size(), columns, args.length);
+  if (unfinished_size(args, direct))
+    p.unfinished = float_track(c.packed + c.directions * c.size(), columns, args.length);
   const cudaStream_t stream = static_cast<cudaStream_t>(on.stream);
   cudaError_t status = pack_s4d(c, stream);
   if (status == cudaSuccess) status = run_s4d(p, args.dir[0].u.dtype, direct, stream);
