@@ -120,8 +120,8 @@ def find_nvcc(env):
     return shutil.which("nvcc", path=env.get("PATH")) or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
-def architecture_flags(requested, supported):
-    """-gencode flags for a TORCH_CUDA_ARCH_LIST such as "8.0;9.0+PTX". None or empty: the defaults that are among
+def architectures(requested, supported):
+    """The entries of a TORCH_CUDA_ARCH_LIST such as "8.0;9.0+PTX". None or empty: the defaults that are among
     `supported` (nvcc's list, "sm_90" and so on), with PTX for the newest."""
     entries = [entry for entry in re.split(r"[;,\s]+", requested or "") if entry]
     if not entries:
@@ -129,26 +129,35 @@ def architecture_flags(requested, supported):
         if not known:
             raise ValueError(f"this nvcc supports none of the architectures {', '.join(DEFAULT_CUDA_ARCHITECTURES)}")
         entries = [*known[:-1], known[-1] + "+PTX"]
+    for entry in entries:
+        if re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", entry) is None:
+            raise ValueError(f'TORCH_CUDA_ARCH_LIST: expected entries like "9.0" or "9.0+PTX", got "{entry}"')
+    return entries
+
+
+def architecture_flags(entries):
+    """The -gencode flags of `architectures`."""
     flags = []
     for entry in entries:
-        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", entry)
-        if match is None:
-            raise ValueError(f'TORCH_CUDA_ARCH_LIST: expected entries like "9.0" or "9.0+PTX", got "{entry}"')
-        number = match[1] + match[2]
+        number = entry.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if match[3]:
+        if entry.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
 
 
-def compile_cuda(nvcc, folder, env):
+def cuda_architectures(nvcc, env):
+    supported = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return architectures(env.get("TORCH_CUDA_ARCH_LIST"), supported)
+
+
+def compile_cuda(nvcc, entries, folder, env):
     """Compiles csrc/cuda/*.cu side by side and returns the objects; an object newer than every source stays."""
     is_windows = sys.platform == "win32"
-    supported = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     host_flags = "/MD" if is_windows else f"-fPIC,-fvisibility=hidden,-ffile-prefix-map={ROOT}=."
     command = [nvcc, "-c", "-O3", "-std=c++20", "-Xcompiler", host_flags, "-I", str(ROOT / "csrc")]
     command += ["--threads", env.get("NVCC_THREADS", "1")]
-    command += architecture_flags(env.get("TORCH_CUDA_ARCH_LIST"), supported)
+    command += architecture_flags(entries)
     folder = Path(folder) / ("cuda-" + hashlib.sha256(" ".join(command).encode()).hexdigest()[:8])
     folder.mkdir(parents=True, exist_ok=True)
     newest_input = max(path.stat().st_mtime for path in find_sources(".cu", ".cuh", ".h"))
@@ -252,7 +261,9 @@ def make_builder(plan, tools):
         def build_extension(self, ext):
             try:
                 if ext.name == CUDA_MODULE:
-                    ext.extra_objects = compile_cuda(tools.nvcc, self.build_temp, os.environ)
+                    entries = cuda_architectures(tools.nvcc, os.environ)
+                    ext.define_macros.append(("SSMVDM_ARCHITECTURES", ":".join(entries)))
+                    ext.extra_objects = compile_cuda(tools.nvcc, entries, self.build_temp, os.environ)
                 super().build_extension(ext)
             except Exception as error:
                 if ext.name == CUDA_MODULE and plan.is_cuda_forced:

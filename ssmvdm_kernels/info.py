@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-import ssmvdm_kernels
-from ssmvdm_kernels import backends, extensions
+from . import __version__, backends, extensions
 
 _PACKAGES = ("torch", "triton", "numpy", "einops", "safetensors")
 _VARIABLES = ("SSMVDM_STRICT", "SSMVDM_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -40,7 +39,7 @@ def report() -> dict:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"ssmvdm_kernels": ssmvdm_kernels.__version__}
+    versions: dict[str, str | None] = {"ssmvdm_kernels": __version__}
     versions["python"] = platform.python_version()
     for package in _PACKAGES:
         try:
@@ -63,7 +62,7 @@ def _extension(name: str) -> dict[str, str | None]:
 def _cpu(has_kernels: bool) -> dict[str, str | int | None]:
     return {
         "model": _cpu_model(),
-        "active_isa": torch.ops.ssmvdm.cpu_capability() if has_kernels else None,
+        "active_isa": extensions.namespace.cpu_capability() if has_kernels else None,
         "logical_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
@@ -79,7 +78,7 @@ def _cpu_model() -> str:
 
 
 def _cuda(has_kernels: bool) -> dict:
-    built = json.loads(torch.ops.ssmvdm.cuda_build_info()) if has_kernels else None
+    built = json.loads(extensions.namespace.cuda_build_info()) if has_kernels else None
     devices = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -94,9 +93,7 @@ def _cuda(has_kernels: bool) -> dict:
     return {
         "torch_was_built_with": torch.version.cuda,
         "kernels_were_built_with": _toolkit(built["toolkit"]) if built else None,
-        "architectures": [f"{number // 100}.{number // 10 % 10}" for number in built["architectures"]]
-        if built
-        else None,
+        "architectures": built["architectures"].split(":") if built else None,
         "devices": devices,
     }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import extensions
 from .ops import CONV1D, SCAN, ConvTensors, Formula, ScanTensors
 from .ops_s4d import S4D, S4dTensors
 
@@ -145,4 +146,4 @@ def _refuse_forward_mode(tensors: tuple[Tensor | None, ...]) -> None:
         )
 
 
-COMPILED = Operators("ssmvdm")  # of the extension libraries, for the CPU and for CUDA
+COMPILED = Operators(extensions.namespace.name)  # of the extension libraries, for the CPU and for CUDA

@@ -1,6 +1,5 @@
-// Reports which architectures this library holds code for, and which of them the driver picks on a device. A library
-// built for the wrong architectures otherwise shows itself only as "no kernel image is available" in the first real
-// call.
+// Reports which of the architectures in this library the driver picks on a device. A library built for the wrong ones
+// otherwise shows itself only as "no kernel image is available" in the first real call.
 #include "cuda/build_info.h"
 
 #include "cuda/cuda_compat.h"
@@ -15,10 +14,6 @@ __global__ void store_architecture(int* architecture) {
 }
 
 }  // namespace
-
-#define SSMVDM_TEXT_OF(...) #__VA_ARGS__
-#define SSMVDM_TEXT(...) SSMVDM_TEXT_OF(__VA_ARGS__)
-const char* compiled_architectures() { return SSMVDM_TEXT(__CUDA_ARCH_LIST__); }
 
 int toolkit_version() { return CUDART_VERSION; }
 

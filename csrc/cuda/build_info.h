@@ -3,9 +3,6 @@
 
 namespace ssmvdm::cuda {
 
-// Compute capabilities times 100, comma separated, ascending: "800,900".
-const char* compiled_architectures();
-
 // Version of the CUDA runtime linked in, as 1000 * major + 10 * minor.
 int toolkit_version();
 

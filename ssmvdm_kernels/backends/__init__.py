@@ -8,16 +8,16 @@ import warnings
 import torch
 from torch import Tensor
 
-from ssmvdm_kernels import validation
-from ssmvdm_kernels.backends.base import Backend
-from ssmvdm_kernels.backends.cpu import CpuBackend
-from ssmvdm_kernels.backends.reference import ReferenceBackend
+from .. import validation
+from .base import Backend
+from .cpu import CpuBackend
+from .cuda import CudaBackend
+from .reference import ReferenceBackend
 
 NAMES = ("cuda", "triton", "cpu", "reference")  # in the order of preference of backend="auto"
 
-REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), ReferenceBackend())}
+REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (CudaBackend(), CpuBackend(), ReferenceBackend())}
 _NOT_SHIPPED = {
-    "cuda": "This version ships no CUDA kernels.",
     "triton": "This version ships no Triton kernels.",
 }
 _FALLBACK = "reference"

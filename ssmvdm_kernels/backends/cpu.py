@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ssmvdm_kernels import extensions
-from ssmvdm_kernels.backends.base import KernelBackend
-from ssmvdm_kernels.operators import COMPILED
+from .. import extensions
+from ..operators import COMPILED
+from .base import KernelBackend
 
 
 class CpuBackend(KernelBackend):
@@ -15,7 +15,7 @@ class CpuBackend(KernelBackend):
 
     def missing(self) -> str | None:
         problem = extensions.problems["_C"]
-        return None if problem is None else f"{problem} {extensions.REMEDY}"
+        return None if problem is None else f"{problem} {extensions.REMEDY}."
 
     def obstacles(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         if device.type == "meta":

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import ssmvdm_kernels
-from ssmvdm_kernels import backends
+from ssmvdm_kernels import backends, ops
 from ssmvdm_kernels.operators import Operators
 
 from .bounds import Expected
 from .cases import Case
+from .truth import NAMES
 
 POSITIONAL = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -26,6 +27,15 @@ def device_of(backend: str) -> str:
 def operators_of(backend: str) -> Operators:
     """What a backend with kernels computes with."""
     return backends.REGISTRY[backend].operators
+
+
+def operator_arguments(case: Case, device: str, requires_grad: bool) -> tuple:
+    """The arguments of the operator scan_forward for a case, but for the last; scan_backward has them too."""
+    inputs = case.inputs(device)
+    tensors = [None if inputs[name] is None else inputs[name].requires_grad_(requires_grad) for name in NAMES]
+    direction = {"forward": ops.FORWARD, "reverse": ops.REVERSE, "both": ops.BOTH}[case.direction]
+    merge = {"sum": ops.SUM, "mean": ops.MEAN, "cat": ops.CAT}[case.options.merge]
+    return *tensors, direction, merge, case.softplus
 
 
 def call(inputs: dict, case: Case, backend: str):

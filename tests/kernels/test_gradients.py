@@ -12,7 +12,7 @@ from ssmvdm_kernels import ops
 from . import cases, truth
 from .bounds import Expected
 from .cases import Case
-from .checks import assert_same_bits, call, device_of, expected, operators_of, run_case
+from .checks import assert_same_bits, call, device_of, expected, operator_arguments, operators_of, run_case
 
 F64 = torch.float64
 
@@ -92,11 +92,8 @@ def test_adjoint_identity(case, backend):
 def operator_call(case: Case, needs: int, backend: str):
     """scan_backward as autograd calls it, asking for the inputs whose bits are set."""
     device = device_of(backend)
-    inputs, (dy, dlast) = case.inputs(device), case.output_gradients(device)
-    direction = {"forward": ops.FORWARD, "reverse": ops.REVERSE, "both": ops.BOTH}[case.direction]
-    merge = {"sum": ops.SUM, "mean": ops.MEAN, "cat": ops.CAT}[case.options.merge]
-    tensors = [inputs[name] for name in truth.NAMES]
-    return operators_of(backend).scan_backward(dy, dlast, *tensors, direction, merge, case.softplus, needs)
+    dy, dlast = case.output_gradients(device)
+    return operators_of(backend).scan_backward(dy, dlast, *operator_arguments(case, device, False), needs)
 
 
 ONLY = [

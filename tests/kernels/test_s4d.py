@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvdm_kernels import bidirectional_s4d_scan, explain, s4d_scan
-from ssmvdm_kernels.operators import COMPILED
+from ssmvdm_kernels.operators import COMPILED, Operators
 from ssmvdm_kernels.ops_s4d import NEEDS_Y, S4dTensors
 
 from .checks import assert_same_bits
@@ -131,8 +131,8 @@ def bounds(inputs: dict, merge: str, dy: Tensor) -> dict[str, Tensor]:
     return limit
 
 
-def check(inputs: dict, merge: str) -> None:
-    found = run(inputs, merge)
+def check(inputs: dict, merge: str, backend: str = "cpu") -> None:
+    found = run(inputs, merge, backend=backend)
     dy = torch.randn(found["y"].shape, generator=torch.Generator().manual_seed(7)).to(found["y"].dtype)
     truth, limit = run(wide(inputs), merge, dy.double(), "reference"), bounds(used(inputs, merge), merge, dy)
     for name, value in found.items():
@@ -310,14 +310,19 @@ def real(inputs: dict) -> S4dTensors:
 
 
 def test_opcheck():
+    opcheck(COMPILED)
+
+
+def opcheck(operators: Operators) -> None:
+    """Forward with gradients; backward for none, all and every second of them."""
     for has_z, merge in ((True, 0), (False, 2)):
         tensors = real(made("modes 6", torch.float32, has_z=has_z))
         leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
-        torch.library.opcheck(COMPILED.s4d_forward, (*leaves, 2, merge))
-        y = COMPILED.s4d_forward(*tensors, 2, merge)
+        torch.library.opcheck(operators.s4d_forward, (*leaves, 2, merge))
+        y = operators.s4d_forward(*tensors, 2, merge)
         for needs in (0, 0b101010101, (1 << 10) - 1):
             arguments = (torch.ones_like(y), *tensors, 2, merge, needs)
-            torch.library.opcheck(COMPILED.s4d_backward, arguments)
+            torch.library.opcheck(operators.s4d_backward, arguments)
 
 
 def test_compile_export_meta_vmap_autocast():

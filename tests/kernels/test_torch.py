@@ -11,11 +11,12 @@ import torch._dynamo.testing
 from torch.utils.checkpoint import checkpoint
 
 from ssmvdm_kernels import bidirectional_conv1d, bidirectional_selective_scan, ops, selective_scan
+from ssmvdm_kernels.operators import Operators
 
 from . import cases, truth
 from .bounds import Expected
 from .cases import Case
-from .checks import assert_same_bits, call, device_of, operators_of, run, run_case
+from .checks import assert_same_bits, call, device_of, operator_arguments, operators_of, run, run_case
 
 EVERY_CHECK = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -30,15 +31,6 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-def operator_arguments(case: Case, device: str, requires_grad: bool) -> tuple:
-    """The arguments of scan_forward for a case."""
-    inputs = case.inputs(device)
-    tensors = [None if inputs[n] is None else inputs[n].requires_grad_(requires_grad) for n in truth.NAMES]
-    direction = {"forward": ops.FORWARD, "reverse": ops.REVERSE, "both": ops.BOTH}[case.direction]
-    merge = {"sum": ops.SUM, "mean": ops.MEAN, "cat": ops.CAT}[case.options.merge]
-    return *tensors, direction, merge, case.softplus
-
-
 OPCHECKED = [
     Case(direction="forward", initial=True, last=True),
     Case(direction="reverse", dtype=torch.bfloat16, layout="length", lanes=()),
@@ -51,11 +43,14 @@ OPCHECKED = [
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=by_name)
 def test_opcheck_of_the_scan(case, compiled_backend):
+    opcheck_scan(case, operators_of(compiled_backend), device_of(compiled_backend))
+
+
+def opcheck_scan(case: Case, operators: Operators, device: str) -> None:
     """Forward with and without gradients; backward as autograd calls it."""
     # The operator wants equal groups; a shared form beside a grouped one is brought to it by the public function.
     if case.B_form == "groups" and case.C_form == "shared":
         case = dataclasses.replace(case, C_form="groups")
-    device, operators = device_of(compiled_backend), operators_of(compiled_backend)
     for requires_grad in (False, True):
         arguments = *operator_arguments(case, device, requires_grad), case.has_last
         torch.library.opcheck(operators.scan_forward, arguments, test_utils=EVERY_CHECK)
@@ -68,7 +63,11 @@ def test_opcheck_of_the_scan(case, compiled_backend):
 @pytest.mark.parametrize("direction", [ops.FORWARD, ops.REVERSE, ops.BOTH], ids=["forward", "reverse", "both"])
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_opcheck_of_the_convolution(layout, direction, compiled_backend):
-    device, operators = device_of(compiled_backend), operators_of(compiled_backend)
+    opcheck_convolution(layout, direction, operators_of(compiled_backend), device_of(compiled_backend))
+
+
+def opcheck_convolution(layout: str, direction: int, operators: Operators, device: str) -> None:
+    """The same for the convolution."""
     x = cases.lay_out(torch.randn(2, 5, 7, 3, device=device), layout)
     separate = direction == ops.BOTH
     parameters = [
@@ -101,7 +100,11 @@ def dense_strides(like: torch.Tensor, shape) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("case", cases.pairs(), ids=by_name)
 def test_fake_and_real_outputs_have_the_promised_strides(case, compiled_backend):
-    device, operators = device_of(compiled_backend), operators_of(compiled_backend)
+    check_strides(case, operators_of(compiled_backend), device_of(compiled_backend))
+
+
+def check_strides(case: Case, operators: Operators, device: str) -> None:
+    """Real outputs and fake ones lie in memory as the layout rule says."""
     if "groups" in (case.B_form, case.C_form):  # expanded by the public function before the operator sees them
         case = dataclasses.replace(
             case, B_form="groups", C_form="groups", B_b_form="groups" if case.B_b_form == "shared" else None

@@ -61,8 +61,9 @@ def test_an_impossible_force_cuda_is_one_clear_sentence(build, offers, env, why)
 
 
 def test_architecture_list_as_torch_spells_it(build):
-    flags = build.architecture_flags("8.0;9.0a, 10.0+PTX", [])
-    assert flags == [
+    entries = build.architectures("8.0;9.0a, 10.0+PTX", [])
+    assert entries == ["8.0", "9.0a", "10.0+PTX"]
+    assert build.architecture_flags(entries) == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_100,code=sm_100",
@@ -72,24 +73,20 @@ def test_architecture_list_as_torch_spells_it(build):
 
 @pytest.mark.parametrize("unset", [None, "", "  "])
 def test_default_architectures_are_those_nvcc_knows_with_ptx_for_the_newest(build, unset):
-    assert build.architecture_flags(unset, SUPPORTED_BY_NVCC_13)[-1].endswith("code=compute_120")
-    assert build.architecture_flags(unset, ["sm_80", "sm_90"]) == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_90,code=compute_90",
-    ]
+    assert build.architectures(unset, SUPPORTED_BY_NVCC_13)[-1] == "12.0+PTX"
+    assert build.architectures(unset, ["sm_80", "sm_90"]) == ["8.0", "9.0+PTX"]
 
 
 @pytest.mark.parametrize("wrong", ["Hopper", "90", "9.0+SASS", "-O3"])
 def test_a_wrong_architecture_is_named(build, wrong):
     with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST") as caught:
-        build.architecture_flags(f"8.0;{wrong}", SUPPORTED_BY_NVCC_13)
+        build.architectures(f"8.0;{wrong}", SUPPORTED_BY_NVCC_13)
     assert wrong in str(caught.value)
 
 
 def test_nvcc_no_older_than_the_default_architectures(build):
     with pytest.raises(ValueError, match="supports none"):
-        build.architecture_flags(None, ["sm_52"])
+        build.architectures(None, ["sm_52"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="MSVC is found through the registry")

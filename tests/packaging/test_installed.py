@@ -93,6 +93,16 @@ def test_a_library_that_cannot_be_loaded_leaves_the_package_usable(without_kerne
     assert "_C.abi3.so cannot be loaded" in result.stderr
 
 
+@needs_kernels
+def test_a_cuda_library_that_cannot_be_loaded_leaves_the_cpu_kernels_alone(without_kernels):
+    shutil.copy(*PACKAGE.glob("_C.*"), without_kernels / PACKAGE.name)
+    (without_kernels / PACKAGE.name / "_C_cuda.abi3.so").write_bytes(b"not a shared library")
+    result = run_python("-W", "error", "-c", ONE_SCAN, folder=without_kernels, SSMVDM_STRICT="1")
+    assert result.returncode == 0, result.stderr
+    report = run_python("-m", "ssmvdm_kernels.info", "--json", folder=without_kernels)
+    assert "_C_cuda.abi3.so cannot be loaded" in json.loads(report.stdout)["backends"]["cuda"]["reason"]
+
+
 # -- python -m ssmvdm_kernels.info -------------------------------------------------------------------------------------
 
 
@@ -173,10 +183,9 @@ def test_check_sees_one_damaged_tensor(monkeypatch, operator, name, damage):
 
     monkeypatch.setattr(check, "results", damaged)
     monkeypatch.setattr(check, "LAYOUTS", {"lanes": (2,)})
-    monkeypatch.setattr(check, "DTYPES", {"cpu": ("float32",)})
     monkeypatch.setattr(check, "SCAN_MODES", ("forward",))
     monkeypatch.setattr(check, "CONV_MODES", ())
-    (row,) = (row for row in check.check_backend("damaged", "cpu") if row.operator == operator)
+    (row,) = (row for row in check.check_backend("damaged", "cpu", ("float32",)) if row.operator == operator)
     assert not row.has_passed
     assert name in (row.problem or row.where)
 
