@@ -152,7 +152,7 @@ def cuda_architectures(nvcc, env):
 
 
 def compile_cuda(nvcc, entries, folder, env):
-    """Compiles csrc/cuda/*.cu side by side and returns the objects; an object newer than every source stays."""
+    """Compiles csrc/cuda/*.cu side by side and returns the objects; one newer than all that it was made of stays."""
     is_windows = sys.platform == "win32"
     host_flags = "/MD" if is_windows else f"-fPIC,-fvisibility=hidden,-ffile-prefix-map={ROOT}=."
     command = [nvcc, "-c", "-O3", "-std=c++20", "-Xcompiler", host_flags, "-I", str(ROOT / "csrc")]
@@ -160,12 +160,13 @@ def compile_cuda(nvcc, entries, folder, env):
     command += architecture_flags(entries)
     folder = Path(folder) / ("cuda-" + hashlib.sha256(" ".join(command).encode()).hexdigest()[:8])
     folder.mkdir(parents=True, exist_ok=True)
-    newest_input = max(path.stat().st_mtime for path in find_sources(".cu", ".cuh", ".h"))
 
     def compile_one(source):
         target = folder / (source.stem + (".obj" if is_windows else ".o"))
-        if not target.exists() or target.stat().st_mtime <= newest_input:
-            result = subprocess.run([*command, str(source), "-o", str(target)], capture_output=True, text=True)
+        rule = target.with_suffix(".d")
+        if not is_current(target, rule):
+            outputs = ["-MMD", "-MF", str(rule), "-o", str(target)]
+            result = subprocess.run([*command, str(source), *outputs], capture_output=True, text=True)
             sys.stderr.write(result.stdout + result.stderr)
             if result.returncode:
                 raise RuntimeError(f"nvcc failed on {source.relative_to(ROOT)}")
@@ -173,6 +174,15 @@ def compile_cuda(nvcc, entries, folder, env):
 
     with ThreadPoolExecutor(int(env.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         return list(pool.map(compile_one, sorted((ROOT / "csrc/cuda").glob("*.cu"))))
+
+
+def is_current(target, rule):
+    """Whether an object is newer than every file in the make rule that its compiler wrote."""
+    if not (target.exists() and rule.exists()):
+        return False
+    words = re.split(r"(?<!\\)\s+", rule.read_text().replace("\\\n", " ").partition(": ")[2].strip())
+    inputs = [Path(word.replace("\\ ", " ")) for word in words]
+    return all(path.exists() and path.stat().st_mtime < target.stat().st_mtime for path in inputs)
 
 
 def find_sources(*suffixes):

@@ -135,6 +135,20 @@ def check_strides(case: Case, operators: Operators, device: str) -> None:
             assert gradient.is_contiguous(), name
 
 
+def test_more_lane_axes_than_kernels_walk(compiled_backend):
+    """Seven lane axes that do not merge: the kernels get a copy, and nobody sees it."""
+    case = Case(channels=2, length=3, lanes=(2,) * 7, states=2, direction="forward")
+    device = device_of(compiled_backend)
+    inputs, (dy, dlast) = case.inputs(device), case.output_gradients(device)
+    wanted = run(inputs, case, compiled_backend, dy, dlast)
+    u = inputs["u"]
+    wide = u.new_full((*u.shape[:3], *(size + 1 for size in u.shape[3:])), float("nan"))
+    inputs["u"] = wide[(..., *[slice(1, None)] * 7)].copy_(u)
+    found = run(inputs, case, compiled_backend, dy, dlast)
+    assert_same_bits(found, wanted)
+    assert found["y"].stride() == wanted["y"].stride()
+
+
 @pytest.mark.parametrize("case", [c for c in cases.core() if c.layout in cases.LAYOUTS], ids=by_name)
 def test_meta_tensors(case):
     """Shapes, dtypes and strides without memory or arithmetic, forward and backward."""

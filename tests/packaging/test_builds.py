@@ -44,13 +44,24 @@ def build_wheel(tree, **variables):
     return wheel, zipfile.ZipFile(wheel).namelist(), result.stdout + result.stderr
 
 
-def test_cuda_sources_compile_without_torch(build, nvcc, tmp_path):
-    objects = build.compile_cuda(nvcc, ["9.0"], tmp_path, os.environ)
-    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    assert [Path(file).stem for file in objects] == [source.stem for source in sources]
-    before = [Path(file).stat().st_mtime_ns for file in objects]
-    assert build.compile_cuda(nvcc, ["9.0"], tmp_path, os.environ) == objects
-    assert [Path(file).stat().st_mtime_ns for file in objects] == before  # nothing changed, nothing recompiled
+def test_only_what_a_change_affects_is_compiled_again(build, nvcc, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    folder = tmp_path / "csrc/cuda"
+    folder.mkdir(parents=True)
+    (folder / "one.cu").write_text('#include "cuda/one.cuh"\nint one() { return kOne; }\n')
+    (folder / "one.cuh").write_text("constexpr int kOne = 1;\n")
+    (folder / "two.cu").write_text("int two() { return 2; }\n")
+
+    def compiled():
+        objects = build.compile_cuda(nvcc, ["9.0"], tmp_path / "build", os.environ)
+        return {Path(file).stem: Path(file).stat().st_mtime_ns for file in objects}
+
+    first = compiled()
+    assert set(first) == {"one", "two"}
+    assert compiled() == first
+    (folder / "one.cuh").write_text("constexpr int kOne = 3;\n")
+    second = compiled()
+    assert second["one"] > first["one"] and second["two"] == first["two"]
 
 
 def test_cuda_runtime_is_found(build, nvcc):
