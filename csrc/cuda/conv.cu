@@ -359,8 +359,6 @@ struct Workspace {
   int64_t bytes() const { return (sums + kMaxDirections * g) * int64_t(sizeof(float)); }
 };
 
-const char* sentence(cudaError_t status) { return status == cudaSuccess ? nullptr : cudaGetErrorString(status); }
-
 }  // namespace
 
 const char* conv_forward(const ConvArgs& args, const Launch& on) {

@@ -62,3 +62,12 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
 
 }  // namespace ssmvdm::cuda
 #endif
+
+namespace ssmvdm::cuda {
+
+// What a launcher returns: null, or the runtime's words.
+inline const char* sentence(cudaError_t status) {
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+}  // namespace ssmvdm::cuda

@@ -411,7 +411,7 @@ const char* s4d_backward(const S4dBackwardArgs& args, const Launch& on) {
   if (status == cudaSuccess && call.wants_y) status = run_outputs(call, stream);
   if (status == cudaSuccess && call.wants_u) status = run_inputs(call, stream);
   if (status == cudaSuccess && call.wants_sums) status = run_parameters(call, stream);
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+  return sentence(status);
 }
 
 }  // namespace ssmvdm::cuda

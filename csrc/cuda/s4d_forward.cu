@@ -320,7 +320,7 @@ const char* s4d_forward(const S4dArgs& args, const Launch& on) {
   const cudaStream_t stream = static_cast<cudaStream_t>(on.stream);
   cudaError_t status = pack_s4d(c, stream);
   if (status == cudaSuccess) status = run_s4d(p, args.dir[0].u.dtype, direct, stream);
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+  return sentence(status);
 }
 
 }  // namespace ssmvdm::cuda

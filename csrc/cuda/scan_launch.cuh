@@ -109,8 +109,4 @@ int64_t divide(ScanParams& p, int64_t groups, int32_t width, int32_t laps, int64
   return p.unit_step * p.slices;
 }
 
-inline const char* sentence(cudaError_t status) {
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
-}
-
 }  // namespace ssmvdm::cuda
