@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,10 +16,12 @@ from tests.kernels.bounds import usage
 from tests.kernels.cases import Case
 from tests.kernels.checks import expected
 
+from . import build
 from .calls import Job, Machine, Outcome
 from .from_torch import job_of, to_torch
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
+MODES = ("fast", *(pytest.param(mode, marks=pytest.mark.slow) for mode in build.MODES if mode != "fast"))
 
 
 @dataclass(frozen=True)
