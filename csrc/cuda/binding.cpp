@@ -19,6 +19,9 @@
 #include "s4d_call.h"
 #include "scan_call.h"
 
+#if !defined(SSMVDM_ARCHITECTURES)
+#error "SSMVDM_ARCHITECTURES must say what the kernels are compiled for, as in 8.0:9.0+PTX"
+#endif
 #if defined(SSMVDM_EMULATED)
 #define SSMVDM_NAMESPACE ssmvdm_emulated
 #define SSMVDM_DISPATCH_KEY CPU

@@ -65,6 +65,7 @@ def test_the_description_keeps_to_the_format(description):
     assert set(torch_part["stable-abi"]) == set(general["backends"])
     for kernel in description["kernel"].values():
         assert set(kernel) <= CUDA_KERNEL and kernel["backend"] == "cuda" and kernel["depends"] == ["torch"]
+        assert f"-DSSMVDM_ARCHITECTURES={':'.join(kernel['cuda-capabilities'])}" in kernel["cxx-flags"]
 
 
 @pytest.mark.slow
