@@ -42,12 +42,19 @@ class TemporalScan(nn.Module):
                     f"TemporalScan: {name} must be None, for the scan runs over all frames of one video and nothing "
                     f"else, but has the shape {tuple(given.shape)}."
                 )
-        x = hidden_states.movedim((-1, -2), (1, 2))  # (batch, channels, frames, *pixels), a view
-        y = self.mixer(x)
+        y = self.mix(hidden_states)
         if focus_present_mask is not None and focus_present_mask.any():
-            alone = self.mixer(x.unsqueeze(2)).squeeze(2)  # one frame long, and the frames are lanes
+            alone = self.mix(hidden_states.unsqueeze(-2)).squeeze(-2)  # one frame long, and the frames count as pixels
             y = torch.where(focus_present_mask.reshape(-1, *(1,) * (y.dim() - 1)), alone, y)
-        return y.movedim((1, 2), (-1, -2))
+        return y
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The mixer on (batch, *pixels, frames, channels), as that lies in memory: as sequences where channels are
+        contiguous and pixels follow one another, else as a video."""
+        leading = x.shape[:-2]
+        if x.stride(-1) == 1 and all(x.stride(i) == x.shape[i + 1] * x.stride(i + 1) for i in range(x.dim() - 3)):
+            return self.mixer(x.flatten(0, -3).transpose(1, 2)).transpose(1, 2).unflatten(0, leading)
+        return self.mixer(x.movedim((-1, -2), (1, 2))).movedim((1, 2), (-1, -2))
 
 
 class ParallelScan(nn.Module):

@@ -6,7 +6,8 @@ from torch import nn
 
 from ssmvdm import swap_temporal_layers
 from ssmvdm.integrations import FullAttentionError, ParallelScan, TemporalScan
-from ssmvdm_kernels import BidirectionalMamba
+from ssmvdm_kernels import BidirectionalMamba, available_backends
+from tests.model.copies import CopiesOfVideo
 
 from .models import FRAMES, MODELS, diffusers, noise
 
@@ -138,6 +139,31 @@ def test_what_a_scan_cannot_read_is_refused(mode, name):
     given = x if name == "encoder_hidden_states" else torch.zeros(5, 1, FRAMES)
     with pytest.raises(ValueError, match=f"TemporalScan: {name} must be None"):
         layer(x, **{name: given})
+
+
+@pytest.mark.parametrize(
+    "arranged",
+    [
+        lambda x: x.flatten(0, 1).contiguous(),  # (b*h*w, f, c), diffusers
+        lambda x: x.contiguous(),  # (b, h*w, f, c)
+        lambda x: x.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1),  # the same, a view of (b, c, f, h, w)
+        lambda x: x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3),  # a view of (b, f, h, w, c)
+        lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),  # a view of (b*f, c, h, w)
+    ],
+    ids=["sequences", "pixels", "video", "channels-last", "frames"],
+)
+def test_every_arrangement_of_a_temporal_tensor_is_read_as_it_lies(arranged):
+    if "cpu" not in available_backends():
+        pytest.skip("the cpu extension is not built: the reference leaves layouts to PyTorch")
+    torch.manual_seed(0)
+    layer = TemporalScan(BidirectionalMamba(8, states=4)).double()
+    x = torch.randn(2, 49, 5, 8, dtype=torch.float64)  # (b, h*w, f, c)
+    expected = layer(x.flatten(0, 1).contiguous()).unflatten(0, (2, 49))
+    given = arranged(x)
+    with CopiesOfVideo(x.numel()) as copies, torch.no_grad():
+        y = layer(given)
+    assert copies.seen == [] and y.stride() == given.stride()
+    torch.testing.assert_close(y.reshape(x.shape), expected)
 
 
 @pytest.mark.parametrize("sequences", [65_535, 65_536, 65_537])
