@@ -23,12 +23,23 @@ __device__ inline float within_100(float x) {
   return x < -100.f ? -100.f : x;
 }
 
-// 1 / (1 + e^-x).
-__device__ inline float sigmoid(float x) { return reciprocal_approx(1.f + exp_of(-within_100(x))); }
+// 1 / (1 + e^-x) for a value that is stored as T. One of 16 bits is a hundred times coarser than what exp_of mends.
+template <class T>
+__device__ inline float sigmoid(float x) {
+  const float a = -within_100(x);
+  return reciprocal_approx(1.f + (sizeof(T) == 2 ? exp2_approx(a * kLog2E) : exp_of(a)));
+}
 
-// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), and log(1 + e) = 2 artanh(e / (2 + e)) as a series.
-__device__ inline float softplus(float x) {
-  const float e = exp_of(-fabsf(within_100(x)));
+// silu(x) = x sigmoid(x) and its derivative.
+template <class T>
+__device__ inline float gate(float x, float* slope) {
+  const float s = sigmoid<T>(x), y = x * s;
+  *slope = fmaf(y, 1.f - s, s);
+  return y;
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + e), e = e^-|x|; log(1 + e) = 2 artanh(e / (2 + e)) as a series.
+__device__ inline float softplus(float x, float e) {
   const float s = e * reciprocal_approx(2.f + e), q = s * s;
   float series = fmaf(q, 2.f / 13.f, 2.f / 11.f);
   series = fmaf(q, series, 2.f / 9.f);
@@ -37,6 +48,14 @@ __device__ inline float softplus(float x) {
   series = fmaf(q, series, 2.f / 3.f);
   series = fmaf(q, series, 2.f);
   return fmaf(s, series, x > 0.f ? x : 0.f);
+}
+__device__ inline float softplus(float x) { return softplus(x, exp_of(-fabsf(within_100(x)))); }
+
+// The same and its derivative, sigmoid(x).
+__device__ inline float softplus(float x, float* slope) {
+  const float e = exp_of(-fabsf(within_100(x))), r = reciprocal_approx(1.f + e);
+  *slope = x < 0.f ? e * r : r;
+  return softplus(x, e);
 }
 
 }  // namespace ssmvdm::cuda

@@ -12,7 +12,6 @@ template <class T, class Map, bool kPlain, bool kAlongTime>
 struct BackwardThread {
   static_assert(Map::kChannels == 1);
   using Sums = decltype(sums_for(Map{}));
-  using Single = float (&)[1];
   const BackwardParams& p;
   Place<Map> at;
   const DirectionParams& x;
@@ -22,9 +21,10 @@ struct BackwardThread {
   float4 *chunk_states, *segment_states;  // [..][4][threads of the block], this thread's column
   Exchange y_sums, dz_sums, u_sums, delta_sums;
   Sums sums;
-  float decay[1][kStates], h[1][kStates], q[kStates], bias, D;
+  float decay[1][kStates], h[kStates], q[kStates], bias, D;
   float dA[kStates], dB_const[kStates], dC_const[kStates], dD, dbias;
   int first_state, turn;
+  bool owns;
 
   __device__ BackwardThread(const BackwardParams& p_, float* shared)
       : p(p_),
@@ -35,7 +35,7 @@ struct BackwardThread {
     shared += p.directions * kTileFloats<Map>;
     rows = reinterpret_cast<T**>(shared) + threadIdx.x;
     shared += kRows * 2 * blockDim.x;
-    sums.memory = shared;
+    sums.place(shared, at);
     if (p.wants_states) shared += Sums::kFloats;
     const auto column = [&](float* memory, int64_t floats) {
       float* const own = memory ? memory + blockIdx.x * floats : shared;
@@ -67,14 +67,14 @@ struct BackwardThread {
       rows[i * int(blockDim.x)] = element<T>(*tensors[i], at.row_offset(*tensors[i], 0));
   }
   __device__ void begin_states(int first, int turn_) {
-    first_state = first, turn = turn_;
+    first_state = first, turn = turn_, owns = at.owns(0);
     load_decay(p, at, x.A, first, decay);
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
       const int state = first + at.state(n);
-      const bool is_given = at.owns(0) && state < p.states;
-      if (!at.owns(0)) decay[0][n] = 0.f;  // sums over threads must not meet what is not there
-      h[0][n] = p.initial_state && is_given ? p.initial_state[at.state_index(p, 0, state)] : 0.f;
+      const bool is_given = owns && state < p.states;
+      decay[0][n] = own(decay[0][n]);
+      h[n] = p.initial_state && is_given ? p.initial_state[at.state_index(p, 0, state)] : 0.f;
       q[n] = p.dlast_state && is_given ? p.dlast_state[at.state_index(p, 0, state)] : 0.f;
       dA[n] = dB_const[n] = dC_const[n] = 0.f;
     }
@@ -84,21 +84,20 @@ struct BackwardThread {
 
   template <int kCount>
   __device__ void load(float (&values)[kCount], Row row, const Strided& tensor, int s) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] = 0.f;
-    if (at.owns(0))
-      load_steps<T, kCount, kAlongTime>(values, rows[row * int(blockDim.x)] + s * tensor.time, tensor.time);
+    load_steps<T, kCount, kAlongTime>(values, rows[row * int(blockDim.x)], s, tensor.time);
   }
   template <int kCount>
   __device__ void store(const float (&values)[kCount], Row row, const Strided& tensor, int s) const {
     if (tensor && at.owns(0))
-      store_steps<T, kCount, kAlongTime>(values, rows[row * int(blockDim.x)] + s * tensor.time, tensor.time);
+      store_steps<T, kCount, kAlongTime>(values, rows[row * int(blockDim.x)], s, tensor.time);
   }
+  // What a thread without a row of its own has read must not reach sums over threads.
+  __device__ float own(float value) const { return owns ? value : 0.f; }
 
   __device__ void keep(float4* kept) const {
 #pragma unroll
     for (int i = 0; i < kStates / 4; ++i)
-      kept[i * int(blockDim.x)] = make_float4(h[0][4 * i], h[0][4 * i + 1], h[0][4 * i + 2], h[0][4 * i + 3]);
+      kept[i * int(blockDim.x)] = make_float4(h[4 * i], h[4 * i + 1], h[4 * i + 2], h[4 * i + 3]);
   }
   __device__ void restore(const float4* kept, float (&state)[kStates]) const {
 #pragma unroll
@@ -111,59 +110,32 @@ struct BackwardThread {
   // -- A: the states ---------------------------------------------------------------------------------------------------
 
   // The steps [from, to) of the tile that begins with `begin`; h is kept at every `distance`-th step from `origin` on.
-  template <bool kOutputs>
-  __device__ void walk_states(int begin, int from, int to, float4* kept, int origin, int distance, bool has_met) {
+  __device__ void walk_states(int begin, int from, int to, float4* kept, int origin, int distance) {
 #pragma unroll 1
     for (int s = from; s < to;) {
-      if ((s - origin) % distance == 0) keep(kept + int64_t((s - origin) / distance) * (kStates / 4) * int(blockDim.x));
+      if ((s - origin) % distance == 0) keep(kept + (s - origin) / distance * (kStates / 4) * int(blockDim.x));
       const float* bc = tile + (s - begin) * Map::kStepFloats;
-      const bool is_chunk = s % kChunk == 0 && s + kChunk <= to;
+      const bool is_chunk = s + kChunk <= to;
       if (is_chunk)
-        states_of_steps<kChunk, kOutputs>(bc, s, has_met);
+        states_of_steps<kChunk>(bc, s);
       else
-        states_of_steps<1, kOutputs>(bc, s, has_met);
+        states_of_steps<1>(bc, s);
       s += is_chunk ? kChunk : 1;
     }
   }
 
-  template <int kCount, bool kOutputs>
-  __device__ void states_of_steps(const float* bc, int s, bool has_met) {
-    float us[kCount], deltas[kCount], ys[kCount];
+  template <int kCount>
+  __device__ void states_of_steps(const float* bc, int s) {
+    float us[kCount], dt[kCount], a[kStates];
     load(us, kU, x.u, s);
-    load(deltas, kDelta, x.delta, s);
+    load(dt, kDelta, x.delta, s);
     const ConstantStates<Map> constant(p, x, at, first_state);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i, bc += Map::kStepFloats) {
-      float dt[1] = {deltas[i] + bias};
-      if (p.softplus) dt[0] = softplus(dt[0]);
-      const float du[1] = {dt[0] * us[i]};
-      ys[i] = turn & 1 ? D * us[i] : 0.f;
-      step<Map, kPlain>(h, decay, bc, at, constant, dt, du, reinterpret_cast<Single>(ys[i]));
-      if (kOutputs) y_sums.add(ys[i], time_of(s + i), 0, turn, has_met);
-    }
-    if (kOutputs && y_sums.is_last(turn, has_met)) finish_outputs(ys, s, has_met);
-  }
-
-  // From complete sums y to dz, which a second direction with a dy of its own may have to complete, and to the outputs.
-  template <int kCount>
-  __device__ void finish_outputs(float (&ys)[kCount], int s, bool has_met) {
-    float zs[kCount], dys[kCount];
-    if (x.z) {
-      load(zs, kZ, x.z, s);
-      load(dys, kDy, x.y, s);
-    }
-#pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      ys[i] *= p.scale;
-      if (!x.z) continue;
-      const float gate = sigmoid(zs[i]), silu = zs[i] * gate;
-      dys[i] *= ys[i];
-      dz_sums.add(dys[i], time_of(s + i), 0, kOnlyTurn, has_met);
-      dys[i] *= fmaf(silu, 1.f - gate, gate);
-      ys[i] *= silu;
+      dt[i] += bias;
+      if (p.softplus) dt[i] = softplus(dt[i]);
+      states_after(a, h, h, bc + i * Map::kStepFloats, constant, own(dt[i]), own(dt[i]) * own(us[i]));
     }
-    store(ys, kY, grad.forward_y, s);
-    if (dz_sums.is_last(kOnlyTurn, has_met)) store(dys, kDz, grad.dz, s);
   }
 
   // -- B: the adjoint --------------------------------------------------------------------------------------------------
@@ -176,7 +148,7 @@ struct BackwardThread {
       const int chunk = (s - 1) / kChunk * kChunk;
       const bool is_whole = s == chunk + kChunk && chunk >= from;
       s = is_whole ? chunk : s - 1;
-      const float4* kept = chunk_states + int64_t((chunk - origin) / kChunk) * (kStates / 4) * int(blockDim.x);
+      const float4* kept = chunk_states + (chunk - origin) / kChunk * (kStates / 4) * int(blockDim.x);
       const float* bc = tile + (s - begin) * Map::kStepFloats;
       if (is_whole) {
         adjoint_of_steps<kChunk>(bc, kept, chunk, s, s - begin, unit, has_met);
@@ -189,51 +161,79 @@ struct BackwardThread {
   template <int kCount>
   __device__ void adjoint_of_steps(const float* bc, const float4* kept, int chunk, int s, int step_in_tile, int64_t unit,
                                    bool has_met) {
-    float us[kCount], dt[kCount], slope[kCount], g[kCount];
+    float us[kCount], dt[kCount], slope[kCount], g[kCount], dzs[kCount], ys[kCount], dC[kCount];
     float a[kCount][kStates], before[kCount][kStates];  // before[i]: h before step s + i
     const ConstantStates<Map> constant(p, x, at, first_state);
     load(us, kU, x.u, s);
     load(dt, kDelta, x.delta, s);
     load(g, kDy, x.y, s);
-    if (x.z) {
-      float zs[kCount];
-      load(zs, kZ, x.z, s);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) g[i] *= zs[i] * sigmoid(zs[i]);
-    }
+    if (x.z) load(dzs, kZ, x.z, s);
     restore(kept, before[0]);
     if (kCount == 1)
       for (int skipped = chunk; skipped < s; ++skipped) advance(before[0], bc + (skipped - s) * Map::kStepFloats, skipped);
     float* const dBC = state_sums_of<Map>(p, first_state / kStates, at.slice, at.direction, unit, s);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      g[i] *= p.scale;
+      us[i] = own(us[i]), g[i] = own(g[i]) * p.scale;
+      if (x.z) {
+        const float dy = g[i];
+        g[i] *= gate<T>(dzs[i], &dzs[i]);
+        dzs[i] *= dy;
+      }
       dt[i] += bias, slope[i] = 1.f;
-      if (p.softplus) slope[i] = sigmoid(dt[i]), dt[i] = softplus(dt[i]);
-      float after[kStates], dC[kStates];
+      if (p.softplus) dt[i] = softplus(dt[i], &slope[i]);
+      dt[i] = own(dt[i]);
+      float after[kStates];
       states_after(a[i], before[i], after, bc + i * Map::kStepFloats, constant, dt[i], dt[i] * us[i]);
+      ys[i] = kPlain || turn & 1 ? D * us[i] : 0.f;
+      output_of_step(ys[i], after, bc + i * Map::kStepFloats, constant);
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
+        if (!kPlain && !constant.has(at, n)) after[n] = 0.f;
+        if (!kPlain) dC_const[n] = fmaf(g[i], after[n], dC_const[n]);
         if (i + 1 < kCount) before[i + 1][n] = after[n];
-        dC[n] = kPlain || constant.has(at, n) ? g[i] * after[n] : 0.f;
-        if (!kPlain) dC_const[n] += dC[n];
       }
-      if (p.wants_states) sums.add(at, 1, dC, step_in_tile + i, dBC + i * Sums::kStep);
+      if (p.wants_states) dC[i] = sums.add_dC(at, g[i], after, dBC + i * Sums::kStep);
     }
+    if (p.wants_outputs) finish_outputs(ys, dzs, s, has_met);
 #pragma unroll
     for (int i = kCount - 1; i >= 0; --i) {
-      float along_A = 0.f, along_B = 0.f, dB[kStates];
-      adjoint_of_step(a[i], before[i], bc + i * Map::kStepFloats, constant, dt[i], dt[i] * us[i], g[i], along_A, along_B, dB);
-      if (p.wants_states) sums.add(at, 0, dB, step_in_tile + i, dBC + i * Sums::kStep);
+      float along_A = 0.f, along_B = 0.f, dh[kStates];
+      adjoint_of_step(a[i], before[i], bc + i * Map::kStepFloats, constant, dt[i], dt[i] * us[i], g[i], along_A, along_B,
+                      dh);
+      if (p.wants_states)
+        sums.add_dB(at, dt[i] * us[i], dh, dC[i], step_in_tile + i, dBC + i * Sums::kStep);
       float du = dt[i] * along_B, ddelta = fmaf(along_A, kLn2, us[i] * along_B) * slope[i];
-      if (turn & 1) du = fmaf(D, g[i], du), dD = fmaf(g[i], us[i], dD);
+      if (kPlain || turn & 1) du = fmaf(D, g[i], du), dD = fmaf(g[i], us[i], dD);
       dbias += ddelta;
-      u_sums.add(du, time_of(s + i), 0, turn, has_met);
-      delta_sums.add(ddelta, time_of(s + i), 0, turn, has_met);
       us[i] = du, slope[i] = ddelta;
     }
+    u_sums.add(us, time_of(s), x.reverse, 0, turn, has_met);
+    delta_sums.add(slope, time_of(s), x.reverse, 0, turn, has_met);
     if (u_sums.is_last(turn, has_met)) store(us, kDu, grad.du, s);
     if (delta_sums.is_last(turn, has_met)) store(slope, kDdelta, grad.ddelta, s);
+  }
+
+  // From y to the outputs, and to dz, which a second direction with a dy of its own may have to complete. dzs: what is to
+  // be multiplied with y.
+  template <int kCount>
+  __device__ void finish_outputs(float (&ys)[kCount], float (&dzs)[kCount], int s, bool has_met) {
+    y_sums.add(ys, time_of(s), x.reverse, 0, turn, has_met);
+    if (!y_sums.is_last(turn, has_met)) return;
+    if (grad.dz) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) dzs[i] *= ys[i];
+      dz_sums.add(dzs, time_of(s), x.reverse, 0, kOnlyTurn, has_met);
+      if (dz_sums.is_last(kOnlyTurn, has_met)) store(dzs, kDz, grad.dz, s);
+    }
+    if (!grad.forward_y) return;
+    if (x.z) load(dzs, kZ, x.z, s);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      float slope;
+      ys[i] *= p.scale * (x.z ? gate<T>(dzs[i], &slope) : 1.f);
+    }
+    store(ys, kY, grad.forward_y, s);
   }
 
   // h over one step that is not looked at.
@@ -243,7 +243,7 @@ struct BackwardThread {
     load(dt, kDelta, x.delta, s);
     dt[0] += bias;
     if (p.softplus) dt[0] = softplus(dt[0]);
-    states_after(a, state, state, bc, ConstantStates<Map>(p, x, at, first_state), dt[0], dt[0] * u[0]);
+    states_after(a, state, state, bc, ConstantStates<Map>(p, x, at, first_state), own(dt[0]), own(dt[0]) * own(u[0]));
   }
 
   __device__ void states_after(float (&a)[kStates], const float (&before)[kStates], float (&after)[kStates],
@@ -262,9 +262,23 @@ struct BackwardThread {
     }
   }
 
+  // y + <C, h>.
+  __device__ void output_of_step(float& y, const float (&state)[kStates], const float* bc,
+                                 const ConstantStates<Map>& constant) const {
+#pragma unroll
+    for (int quarter = 0; quarter < kStates / 4; ++quarter) {
+      float B[4], C[4];
+      load_four(Map{}, bc, quarter, B, C);
+      if (!kPlain) constant.load_four(at, quarter, B, C);
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (kPlain || constant.has(at, 4 * quarter + j)) y = fmaf(state[4 * quarter + j], C[j], y);
+    }
+  }
+
   __device__ void adjoint_of_step(const float (&a)[kStates], const float (&before)[kStates], const float* bc,
                                   const ConstantStates<Map>& constant, float dt, float du, float g, float& along_A,
-                                  float& along_B, float (&dB)[kStates]) {
+                                  float& along_B, float (&dh)[kStates]) {
 #pragma unroll
     for (int quarter = 0; quarter < kStates / 4; ++quarter) {
       float B[4], C[4];
@@ -273,16 +287,15 @@ struct BackwardThread {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int n = 4 * quarter + j;
-        dB[n] = 0.f;
+        dh[n] = 0.f;
         if (!kPlain && !constant.has(at, n)) continue;
-        const float dh = fmaf(g, C[j], q[n]);
-        along_B = fmaf(dh, B[j], along_B);
-        dB[n] = dh * du;
-        q[n] = a[n] * dh;
+        dh[n] = fmaf(g, C[j], q[n]);
+        along_B = fmaf(dh[n], B[j], along_B);
+        q[n] = a[n] * dh[n];
         const float d_product = q[n] * before[n];  // of delta A
         along_A = fmaf(d_product, decay[0][n], along_A);
         dA[n] = fmaf(d_product, dt, dA[n]);
-        if (!kPlain) dB_const[n] += dB[n];
+        if (!kPlain) dB_const[n] = fmaf(du, dh[n], dB_const[n]);
       }
     }
   }

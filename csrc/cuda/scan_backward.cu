@@ -1,8 +1,7 @@
 // Backward scan. Per sequence, channel and direction a thread
-//   A. walks the states once more and keeps them at every chunk of four steps; the outputs of the forward scan, which
-//      come for one more multiply-add, give dz;
-//   B. walks against time, chunk by chunk: from the kept states it has h and 2^(delta A) of four steps in registers, and
-//      carries q_t = a_{t+1} dh_{t+1} through
+//   A. walks the states once more and keeps them at every chunk of four steps;
+//   B. walks against time, chunk by chunk: from the kept states it has h and a = 2^(delta A) of four steps in registers,
+//      with them y for dz, and carries q_t = a_{t+1} dh_{t+1} through
 //          dh_t = g_t C_t + q_t,    dB_t = dh_t delta_t u_t,    dC_t = g_t h_t,    d(delta u)_t = <dh_t, B_t>,
 //          q_{t-1} = a_t dh_t,      d(delta A)_t = q_{t-1} h_{t-1},                g = dy silu(z).
 // No state is ever recovered by subtraction. Sequences longer than a segment keep states at two distances, so that the
@@ -27,21 +26,16 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
       for (int first_state = 0; first_state == 0 || (!kPlain && first_state < p.states); first_state += kStates) {
         thread.begin_states(first_state, kPlain ? kOnlyTurn : turn_of(p, first_state));
         const auto stage = [&](int begin, int end) { stage_states<T>(p, at, first_state, begin, end, shared); };
-        const auto states = [&](int from, int to, float4* kept, int distance, bool wants_outputs) {
-          walk_tiles<Map>(from, to, p.length, wants_outputs && p.directions == 2, is_second, stage,
-                          [&](int begin, int first, int last, bool has_met) {
-                            if (wants_outputs)
-                              thread.template walk_states<true>(begin, first, last, kept, from, distance, has_met);
-                            else
-                              thread.template walk_states<false>(begin, first, last, kept, from, distance, has_met);
-                          });
+        const auto states = [&](int from, int to, float4* kept, int distance) {
+          walk_tiles<Map>(from, to, p.length, false, is_second, stage, [&](int begin, int first, int last, bool) {
+            thread.walk_states(begin, first, last, kept, from, distance);
+          });
         };
-        if (segments > 1) states(0, p.length, thread.segment_states, kSegment, p.wants_outputs);
+        if (segments > 1) states(0, p.length, thread.segment_states, kSegment);
         for (int segment = segments - 1; segment >= 0; --segment) {
           const int from = segment * kSegment, to = from + kSegment < p.length ? from + kSegment : p.length;
-          if (segments > 1)
-            thread.restore(thread.segment_states + segment * (kStates / 4) * int(blockDim.x), thread.h[0]);
-          states(from, to, thread.chunk_states, kChunk, segments == 1 && p.wants_outputs);
+          if (segments > 1) thread.restore(thread.segment_states + segment * (kStates / 4) * int(blockDim.x), thread.h);
+          states(from, to, thread.chunk_states, kChunk);
           int done_begin = to, done_end = to;  // the tile whose sums are to be finished
           const auto finish = [&] {
             if (p.wants_states)

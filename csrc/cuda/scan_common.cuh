@@ -115,32 +115,37 @@ struct Place {
 // -- time ------------------------------------------------------------------------------------------------------------
 
 // Steps are walked in whole chunks, and where these do not fit, at the end of the sequence or where the directions meet,
-// one by one. Elements of a row from `p` on, `step` apart; kAlongTime: those of a chunk are neighbours in memory, aligned.
+// one by one. Elements of a row from step s on; kAlongTime: those of a chunk are neighbours in memory, aligned. A row
+// spans less than 2^31 elements, so that an address is one instruction.
 template <class T>
 struct alignas(sizeof(T) * kChunk) ChunkVector {
   T value[kChunk];
 };
 template <class T, int kCount, bool kAlongTime>
-__device__ inline void load_steps(float (&x)[kCount], const T* p, int64_t step) {
+__device__ inline void load_steps(float (&x)[kCount], const T* row, int s, int64_t time) {
+  const int step = int(time);
   if constexpr (kAlongTime && kCount == kChunk) {
+    const T* const p = row + s * step;
     const auto v = *reinterpret_cast<const ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x[i] = to_float(step < 0 ? v.value[kChunk - 1 - i] : v.value[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) x[i] = to_float(p[i * step]);
+    for (int i = 0; i < kCount; ++i) x[i] = to_float(row[(s + i) * step]);
   }
 }
 template <class T, int kCount, bool kAlongTime>
-__device__ inline void store_steps(const float (&x)[kCount], T* p, int64_t step) {
+__device__ inline void store_steps(const float (&x)[kCount], T* row, int s, int64_t time) {
+  const int step = int(time);
   if constexpr (kAlongTime && kCount == kChunk) {
+    T* const p = row + s * step;
     ChunkVector<T> v;
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) v.value[i] = from_float<T>(step < 0 ? x[kChunk - 1 - i] : x[i]);
     *reinterpret_cast<ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p) = v;
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) p[i * step] = from_float<T>(x[i]);
+    for (int i = 0; i < kCount; ++i) row[(s + i) * step] = from_float<T>(x[i]);
   }
 }
 
@@ -304,11 +309,19 @@ struct Exchange {
   __device__ Exchange(float* memory, int row_, bool meets_, int direction, int length, int index)
       : column(memory + (meets_ ? 0 : int64_t(direction) * length * row_) + index), row(row_), meets(meets_) {}
 
-  // Adds to `value` what is there, and leaves it there if this does not complete the sum.
-  __device__ void add(float& value, int64_t t, int offset, int turn, bool has_met) const {
+  // Adds to the values of steps from time t on what is there, and leaves them there if this does not complete the sums.
+  template <int kCount>
+  __device__ void add(float (&values)[kCount], int64_t t, bool backwards, int offset, int turn, bool has_met) const {
     float* const p = column + t * row + offset;
-    if (!is_first(turn, has_met)) value += *p;
-    if (!is_last(turn, has_met)) *p = value;
+    const int step = backwards ? -row : row;
+    if (!is_first(turn, has_met)) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) values[i] += p[i * step];
+    }
+    if (!is_last(turn, has_met)) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) p[i * step] = values[i];
+    }
   }
   __device__ bool is_first(int turn, bool has_met) const { return (turn & 1) && !(meets && has_met); }
   __device__ bool is_last(int turn, bool has_met) const { return (turn & 2) && (!meets || has_met); }

@@ -57,7 +57,7 @@ struct ForwardThread {
         if (at.owns(k) && first_state + n < p.states) p.last_state[at.state_index(p, k, first_state + n)] = h[k][n];
   }
 
-  // The steps [from, to) of a tile that begins with the step `begin`. Steps come in order, and pointers with them.
+  // The steps [from, to) of a tile that begins with the step `begin`.
   __device__ void walk(int begin, int from, int to, int first_state, int turn, bool has_met) {
     const ConstantStates<Map> constant(p, x, at, first_state);
     if (sums.is_last(turn, has_met))
@@ -71,31 +71,26 @@ struct ForwardThread {
   template <bool kLast>
   __device__ void walk_all(int begin, int from, int to, const ConstantStates<Map>& constant, int turn, bool has_met) {
     const float* bc = tile + (from - begin) * Map::kStepFloats;
-    const int row = x.reverse ? -sums.row : sums.row;
-    float* met = sums.column + int64_t(x.reverse ? p.length - 1 - from : from) * sums.row;
-    const bool adds = !sums.is_first(turn, has_met);
     int s = from;
     if (kAlongTime)
-      for (; s < to && s % kChunk != 0; ++s) walk_steps<1, kLast>(bc, met, row, constant, turn, adds);
+      for (; s < to && s % kChunk != 0; ++s) walk_steps<1, kLast>(bc, s, constant, turn, has_met);
 #pragma unroll 1
-    for (; s + Map::kSteps <= to; s += Map::kSteps) walk_steps<Map::kSteps, kLast>(bc, met, row, constant, turn, adds);
+    for (; s + Map::kSteps <= to; s += Map::kSteps) walk_steps<Map::kSteps, kLast>(bc, s, constant, turn, has_met);
 #pragma unroll 1
-    for (; s < to; ++s) walk_steps<1, kLast>(bc, met, row, constant, turn, adds);
+    for (; s < to; ++s) walk_steps<1, kLast>(bc, s, constant, turn, has_met);
   }
 
   template <int kCount, bool kLast>
-  __device__ void walk_steps(const float*& bc, float*& met, int row, const ConstantStates<Map>& constant, int turn,
-                             bool adds) {
+  __device__ void walk_steps(const float*& bc, int s, const ConstantStates<Map>& constant, int turn, bool has_met) {
     float us[K][kCount], deltas[K][kCount], gates[K][kCount];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      load_steps<T, kCount, kAlongTime>(us[k], u[k], x.u.time);
-      load_steps<T, kCount, kAlongTime>(deltas[k], delta[k], x.delta.time);
-      if (kLast && x.z) load_steps<T, kCount, kAlongTime>(gates[k], z[k], x.z.time);
-      u[k] += kCount * x.u.time, delta[k] += kCount * x.delta.time, z[k] += kCount * x.z.time;
+      load_steps<T, kCount, kAlongTime>(us[k], u[k], s, x.u.time);
+      load_steps<T, kCount, kAlongTime>(deltas[k], delta[k], s, x.delta.time);
+      if (kLast && x.z) load_steps<T, kCount, kAlongTime>(gates[k], z[k], s, x.z.time);
     }
 #pragma unroll
-    for (int i = 0; i < kCount; ++i, bc += Map::kStepFloats, met += row) {
+    for (int i = 0; i < kCount; ++i, bc += Map::kStepFloats) {
       float dt[K], du[K], sum[K];
 #pragma unroll
       for (int k = 0; k < K; ++k) {
@@ -106,27 +101,23 @@ struct ForwardThread {
       }
       step<Map, kPlain>(h, decay, bc, at, constant, dt, du, sum);
 #pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (adds) sum[k] += met[k * at.threads];
-        if (!kLast) met[k * at.threads] = sum[k];
-        us[k][i] = sum[k];
-      }
+      for (int k = 0; k < K; ++k) us[k][i] = sum[k];
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (kLast) finish(us[k], gates[k], y[k], at.owns(k));
-      y[k] += kCount * x.y.time;
+      sums.add(us[k], x.reverse ? p.length - 1 - s : s, x.reverse, k * at.threads, turn, has_met);
+      if (kLast) finish(us[k], gates[k], y[k], s, at.owns(k));
     }
   }
 
   template <int kCount>
-  __device__ void finish(float (&sums_of_y)[kCount], const float (&gates)[kCount], T* out, bool owns) const {
+  __device__ void finish(float (&sums_of_y)[kCount], const float (&gates)[kCount], T* out, int s, bool owns) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       sums_of_y[i] *= p.scale;
-      if (x.z) sums_of_y[i] *= gates[i] * sigmoid(gates[i]);
+      if (x.z) sums_of_y[i] *= gates[i] * sigmoid<T>(gates[i]);
     }
-    if (owns) store_steps<T, kCount, kAlongTime>(sums_of_y, out, x.y.time);
+    if (owns) store_steps<T, kCount, kAlongTime>(sums_of_y, out, s, x.y.time);
   }
 };
 

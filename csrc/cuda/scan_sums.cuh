@@ -65,15 +65,16 @@ __device__ inline float sum_four(const float* v) {
   return keep_one(a, b, 2);
 }
 
-// Sums of 16 states over the 32 channels of a warp: lane l gets that of state l / 2. Quarters of the states come in the
+// Sums of factor * v over the 32 channels of a warp but for the last step: lane l gets that of state l / 2 over half of
+// them, to which the neighbouring lane has the other half. Quarters of the states come in the
 // order of ChannelThreads<true>, so that of what two lanes exchange each already has its own in front.
-__device__ inline float sum_channels(float (&v)[kStates]) {
+__device__ inline float sum_channels(float factor, const float (&v)[kStates]) {
+  float half[8], quarter[4];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] += from_lane(v[i + 8], 16);
+  for (int i = 0; i < 8; ++i) half[i] = fmaf(factor, v[i], from_lane(factor * v[i + 8], 16));
 #pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] += from_lane(v[i + 4], 8);
-  const float x = sum_four(v);
-  return x + from_lane(x, 1);
+  for (int i = 0; i < 4; ++i) quarter[i] = half[i] + from_lane(half[i + 4], 8);
+  return sum_four(quarter);
 }
 
 // Sums of 16 values over all lanes: lane l gets that of value l / 2.
@@ -104,13 +105,19 @@ struct ChannelSums {
   static constexpr int kWarps = Map::kThreads / 2 / 32;
   static constexpr int kFloats = 2 * Map::kTileSteps * kWarps * kStateSums;
   float* memory;  // [direction][step of the tile][warp][state][dB, dC]
+  float* own;     // the lane's value of its warp
 
-  // One step's values of dB (which = 0) or dC (1).
-  __device__ void add(const Place<Map>& at, int which, float (&values)[kStates], int step_in_tile, float*) {
-    const int warp = at.index / 32, lane = int(threadIdx.x) % 32;
-    const float sum = sum_channels(values);
-    if (lane % 2 == which)
-      memory[((at.direction * Map::kTileSteps + step_in_tile) * kWarps + warp) * kStateSums + lane] = sum;
+  __device__ void place(float* memory_, const Place<Map>& at) {
+    memory = memory_;
+    own = memory + (at.direction * Map::kTileSteps * kWarps + at.index / 32) * kStateSums + threadIdx.x % 32;
+  }
+  // One step's dC = factor * values: what the lane has to keep of it until the step's dB.
+  __device__ float add_dC(const Place<Map>&, float factor, const float (&values)[kStates], float*) {
+    return sum_channels(factor, values);
+  }
+  __device__ void add_dB(const Place<Map>&, float factor, const float (&values)[kStates], float dC, int step_in_tile,
+                         float*) {
+    own[step_in_tile * kWarps * kStateSums] = keep_one(sum_channels(factor, values), dC, 1);
   }
   // The steps [begin, end) of the last tile, by the whole block, after a barrier.
   __device__ void finish_tile(const BackwardParams& p, const Place<Map>& at, int64_t unit, int turn_index, int begin,
@@ -137,14 +144,25 @@ struct LaneSums {
   float* memory;  // [direction][parity][warp][lane][kRow]
   int parity = 0;
 
+  __device__ void place(float* memory_, const Place<Map>&) { memory = memory_; }
+  __device__ float add_dC(const Place<Map>& at, float factor, const float (&values)[kStates], float* out) {
+    add(at, factor, values, out + kStates * 32);
+    return 0.f;
+  }
+  __device__ void add_dB(const Place<Map>& at, float factor, const float (&values)[kStates], float, int, float* out) {
+    add(at, factor, values, out);
+  }
+  __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
+
+ private:
   // Calls take turns with two buffers: at the barrier of one, all have read what the call before left in the other.
-  __device__ void add(const Place<Map>& at, int which, float (&values)[kStates], int, float* out) {
+  __device__ void add(const Place<Map>& at, float factor, const float (&values)[kStates], float* out) {
     const int warps = at.threads / 32, warp = at.index / 32, lane = int(threadIdx.x) % 32;
     float* const own = memory + (at.direction * 2 + parity) * kWarps * 32 * kRow + lane * kRow;
 #pragma unroll
     for (int i = 0; i < kStates; i += 4)
       *reinterpret_cast<float4*>(own + warp * 32 * kRow + i) =
-          make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
+          make_float4(factor * values[i], factor * values[i + 1], factor * values[i + 2], factor * values[i + 3]);
     barrier_of(1 + at.direction, at.threads);
     for (int n = 4 * warp; n < kStates; n += 4 * warps) {
       float4 sum = *reinterpret_cast<const float4*>(own + n);
@@ -152,13 +170,12 @@ struct LaneSums {
         const float4 v = *reinterpret_cast<const float4*>(own + w * 32 * kRow + n);
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
-      float* const to = out + (which * kStates + n) * 32 + lane;
+      float* const to = out + n * 32 + lane;
       if (at.lap > 0) sum.x += to[0], sum.y += to[32], sum.z += to[64], sum.w += to[96];
       to[0] = sum.x, to[32] = sum.y, to[64] = sum.z, to[96] = sum.w;
     }
     parity ^= 1;
   }
-  __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
 };
 
 template <bool kTurned>
