@@ -99,6 +99,7 @@ torch.save(results, "{path}")
 """
 
 
+@pytest.mark.slow
 def test_transformers_mamba_runs_on_our_scan(tmp_path):
     if importlib.util.find_spec("transformers") is None:
         pytest.skip("transformers is not installed: make test-integration")
