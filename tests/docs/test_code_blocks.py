@@ -17,11 +17,12 @@ LONG = {"from-mamba-ssm.md"}
 
 def of_kind(*kinds):
     """Parameters: pages that have such blocks, with those blocks."""
-    for page in PAGES:
-        found = [block for block in blocks(page) if block.kind in kinds]
-        marks = [pytest.mark.slow] if page.name in LONG else []
-        if found:
-            yield pytest.param(found, id=str(page.relative_to(ROOT)), marks=marks)
+    pages = [(page, [block for block in blocks(page) if block.kind in kinds]) for page in PAGES]
+    return [
+        pytest.param(found, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] if page.name in LONG else [])
+        for page, found in pages
+        if found
+    ]
 
 
 @pytest.fixture
