@@ -14,8 +14,8 @@
 // A warp goes through several units with its sums in registers, a block leaves one partial sum, and a second kernel
 // adds those in order.
 //
-// Memory per element and the 4 taps of each direction: forward one read and two writes, backward three reads and one
-// write.
+// Per element, with both directions, 4 taps and silu: forward one read and two writes, 34 instructions of sm_90, 4 of
+// them special functions; backward three reads and one write, 65 instructions.
 #include "cuda/columns.cuh"
 #include "cuda/launch.h"
 #include "cuda/partial_sums.cuh"

@@ -105,6 +105,7 @@ __global__ void __launch_bounds__(kThreads) s4d_tap_sums_kernel(const __grid_con
       float b[kBlock + kChunk];  // from q + lag on
       B.load(lag, p.length, b);
       B.load(lag + kChunk, p.length, b + kChunk);
+#pragma unroll 2  // or what stays of b would be moved from register to register
       for (int64_t q = 0; q + lag < p.length; q += kChunk) {
         float a[kChunk];
         A.load(q, p.length, a);

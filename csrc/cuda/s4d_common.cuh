@@ -17,6 +17,7 @@ namespace ssmvdm::cuda {
 constexpr int kBlock = 16;                               // steps that a thread computes at once
 constexpr int kModeBytes = kWarp * int(sizeof(float2));  // of shared memory: the state of a mode while a warp walks
 
+// By what forward and backward need together. Both decide alike, so that y computed again is y to the last bit.
 inline bool is_direct(const S4dArgs& args, const Device& device) {
   const bool is_short = args.length + 8 <= 12 * args.modes, fits = args.modes * kModeBytes <= device.shared_bytes;
   return args.length > 0 && (is_short || !fits);

@@ -160,6 +160,7 @@ struct Convolution {
     float k[kBlock + kChunk - 1];
 #pragma unroll
     for (int m = 0; m < kBlock - 1; ++m) k[m] = count > 0 ? tap(1 + m) : 0.f;
+#pragma unroll 2  // or the taps that stay would be moved from register to register
     for (int64_t q = 0; q < count; q += kChunk) {
       float x[kChunk];
       u.load(kReverse ? t + kBlock + q : t - kChunk - q, length, x);

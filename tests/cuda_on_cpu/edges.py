@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import build, calls, suite, worker
+from .memory import elements, span_of
 
 LENGTHS = (*range(1, 10), 16, 17, 33, 64, 65, 257)
 CHANNELS = (1, 3, 31, 32, 33, 64, 130)
@@ -67,6 +68,13 @@ def tensors_of(check: suite.Check, changes: Callable[[str, np.ndarray], np.ndarr
 def flipped(x: np.ndarray) -> np.ndarray:
     """A sequence with its time reversed, in the same layout."""
     return x[:, :, ::-1].copy(order="K")
+
+
+def placed(x: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
+    """The values of x with these strides, in elements."""
+    view = elements(np.zeros(span_of(x.shape, strides), x.dtype), 0, x.shape, strides)
+    view[...] = x
+    return view
 
 
 needs_emulator = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))

@@ -12,7 +12,7 @@ from tests.kernels import cases
 from tests.kernels.checks import assert_same_bits
 
 from . import suite
-from .edges import LAYOUTS, failures, flipped, needs_emulator, results, sizes, storage, tensors_of
+from .edges import LAYOUTS, failures, flipped, needs_emulator, placed, results, sizes, storage, tensors_of
 
 pytestmark = needs_emulator
 WIDTHS = (*range(1, 9), 13)
@@ -40,9 +40,15 @@ def checks_of_filters() -> list[suite.Check]:
 
 
 def checks_of_strides() -> list[suite.Check]:
-    """Expanded, misaligned, cut out of larger tensors."""
+    """Expanded, misaligned, cut out of larger tensors; rows along time of which one stride alone forbids vectors."""
     grid = itertools.product(cases.ODD_LAYOUTS, (4, 6))
-    return [suite.conv((2, 8, 24, 6), width, storage(i), layout) for i, (layout, width) in enumerate(grid)]
+    found = [suite.conv((2, 8, 24, 6), width, storage(i), layout) for i, (layout, width) in enumerate(grid)]
+    aligned = {"batch": 96, "row": 32, "time": 1, "lane": 16}
+    for change in ({}, {"batch": 98}, {"row": 34, "batch": 104}, {"lane": 17, "row": 36, "batch": 108}):
+        strides = tuple((aligned | change).values())
+        check = suite.conv((2, 3, 16, 2), 4, torch.float32, "lanes")
+        found.append(tensors_of(check, lambda _, x, to=strides: placed(x, to) if x.ndim == 4 else x))
+    return found
 
 
 FAMILIES = {"sizes": checks_of_sizes, "filters": checks_of_filters, "strides": checks_of_strides}
