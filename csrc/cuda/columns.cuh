@@ -39,6 +39,12 @@ inline Columns columns_of(int64_t batch, int64_t channels, int64_t lanes, const 
   return c;
 }
 
+// Blocks for `count` items of which each block takes `each`, going round where the grid ends.
+inline dim3 blocks_for(int64_t count, int64_t each) {
+  const int64_t blocks = (count + each - 1) / each, most = (int64_t(1) << 31) - 1;
+  return dim3(unsigned(blocks < most ? blocks : most));
+}
+
 struct Division {
   int64_t quotient, remainder;
 };

@@ -28,10 +28,4 @@ __device__ inline void sum_parts(int64_t count, int64_t parts, const Value& valu
   }
 }
 
-// Blocks for `count` items of which each block takes `each`, going round where the grid ends.
-inline dim3 blocks_for(int64_t count, int64_t each) {
-  const int64_t blocks = (count + each - 1) / each, most = (int64_t(1) << 31) - 1;
-  return dim3(unsigned(blocks < most ? blocks : most));
-}
-
 }  // namespace ssmvdm::cuda

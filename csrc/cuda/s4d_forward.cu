@@ -11,7 +11,6 @@
 //
 // Recurrence. A warp walks its columns 16 steps at a time, mode after mode, with the 16 sums in registers and the
 // states in shared memory between: 96 multiply-adds for one load of coefficients and one exchange of a state.
-#include "cuda/partial_sums.cuh"
 #include "cuda/s4d_common.cuh"
 
 namespace ssmvdm::cuda {
