@@ -85,7 +85,7 @@ def find_sites(model: nn.Module) -> Iterator[Site]:
                 yield from _block_sites(f"{prefix}{attribute}.{index}", block, kind)
         elif _is_from(module, "diffusers") and kind == _IMAGE_ENCODER:
             yield from _block_sites(path, module, kind)
-        elif kind == "EinopsToAndFrom" and module.to_einops == _FRAMES_LAST_BUT_ONE:
+        elif kind == "EinopsToAndFrom" and module.to_einops == _FRAMES_LAST_BUT_ONE and hasattr(module.fn, "to_qkv"):
             yield Site(f"{prefix}fn", module, "fn", module.fn.to_qkv.in_features, kind, None)
 
 
