@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 
-CASE = Case(channels=33, length=40, lanes=(17,), states=16, B_form="groups", C_form="groups", separate="all")
+CASE = Case(channels=34, length=40, lanes=(17,), states=16, B_form="groups", C_form="groups", separate="all")
 EVERYTHING = (1 << 17) - 1
 
 
