@@ -9,10 +9,23 @@ namespace ssmvdm {
 enum Direction { kForward, kReverse, kBoth };
 enum Merge { kSum, kMean, kCat };
 
-// What kernels can take. A tensor with more lane axes is copied; a float64 call of kernels without it is refused.
+// What kernels can take. A tensor with more lane axes, or with rows that span more elements from the first time step to
+// the last, is copied; a float64 call of kernels without it is refused.
 struct Abilities {
   int32_t lane_axes;
   bool has_float64;
+  int64_t row_elements;
+
+  bool can_walk(const Tensor& t, int64_t first_lane) const {
+    const int64_t steps = t.size(first_lane - 1), stride = t.stride(first_lane - 1);
+    return lane_axes_of(t, first_lane) <= lane_axes && (steps < 2 || stride < row_elements / (steps - 1));
+  }
+  // An empty tensor like t that kernels can walk; t itself if it is one.
+  Tensor walkable(const Tensor& t, int64_t first_lane) const {
+    if (can_walk(t, first_lane)) return t;
+    const Tensor merged = dense_with_merged_lanes(t, first_lane);
+    return can_walk(merged, first_lane) ? merged : contiguous_empty(shape_of(t), t.scalar_type(), t);
+  }
 };
 
 // The tensors of a call, in the order of its schema, the first of which sets device and storage type. Keeps what the
@@ -36,18 +49,15 @@ class Tensors {
   Shape shape() const { return shape_of(first()); }
   int count() const { return int(tensors_.size()); }
 
-  // A (batch, [groups,] rows, length, *lanes) tensor in the storage type. `t` becomes a copy where kernels cannot walk
-  // its lanes.
+  // A (batch, [groups,] rows, length, *lanes) tensor in the storage type. `t` becomes a copy where kernels cannot walk it.
   SequenceView sequence(Tensor& t, const char* name, const Shape& expected, bool with_groups = false) const {
     check_shape(t, expected, op, name);
     check_dtype(t, first().scalar_type(), op, name);
     check_device(t, first(), op, name);
     const int64_t first_lane = with_groups ? 4 : 3;
-    if (lane_axes(t, first_lane) > abilities.lane_axes) {
-      Tensor copy = dense_with_merged_lanes(t, first_lane);
-      torch::stable::copy_(copy, t);
-      t = copy;
-    }
+    Tensor copy = abilities.walkable(t, first_lane);
+    if (copy.data_ptr() != t.data_ptr()) torch::stable::copy_(copy, t);
+    t = copy;
     return view_of(t, dtype_of(t, op, name), with_groups);
   }
   SequenceView sequence(int i, const Shape& expected, bool with_groups = false) {
@@ -124,8 +134,7 @@ class Output {
   }
   static Output sequence(const Tensor& like, const Shape& sizes, int64_t first_lane, const Abilities& abilities) {
     const Tensor result = dense_like(like, sizes);
-    const bool fits = lane_axes(result, first_lane) <= abilities.lane_axes;
-    return {result, fits ? result : dense_with_merged_lanes(result, first_lane)};
+    return {result, abilities.walkable(result, first_lane)};
   }
   static Output none(const Tensor& like) { return {nothing(like), nothing(like)}; }
 

@@ -15,7 +15,7 @@ void run_parallel(int64_t count, void (*body)(int64_t, int64_t, void*), void* co
 }
 
 struct Cpu {
-  static constexpr Abilities kAbilities = {kMaxLaneDims, true};
+  static constexpr Abilities kAbilities = {kMaxLaneDims, true, INT64_MAX};
 
   static void scan_forward(const Tensors&, const ScanArgs& args) {
     cpu_kernels(args.compute).scan_forward(args, run_parallel);

@@ -50,7 +50,7 @@ void for_each_lane_axis(const Tensor& t, int64_t first, const F& f) {
   }
   if (size != 1) f(size, stride);
 }
-inline int32_t lane_axes(const Tensor& t, int64_t first) {
+inline int32_t lane_axes_of(const Tensor& t, int64_t first) {
   int32_t count = 0;
   for_each_lane_axis(t, first, [&](int64_t, int64_t) { ++count; });
   return count;

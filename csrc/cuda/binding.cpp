@@ -104,8 +104,8 @@ int64_t inner_size(const ConvArgs& args) { return args.width; }
 template <class Args>
 void run(const Tensors& tensors, const Args& args, const char* (*launcher)(const Args&, const cuda::Launch&),
          int64_t (*workspace_bytes)(const std::type_identity_t<Args>&, const cuda::Device&) = nullptr) {
-  STD_TORCH_CHECK(std::max(args.length, inner_size(args)) <= INT32_MAX, tensors.op,
-                  ": the CUDA kernels take fewer than 2^31 time steps and states, but this call has ",
+  STD_TORCH_CHECK(std::max({args.channels, args.length, inner_size(args)}) <= INT32_MAX, tensors.op,
+                  ": the CUDA kernels take fewer than 2^31 channels, time steps and states, but this call has ",
                   described(tensors));
   const Tensor& first = tensors.first();
   const int32_t index = first.device().index();
@@ -122,7 +122,7 @@ void run(const Tensors& tensors, const Args& args, const char* (*launcher)(const
 }
 
 struct Cuda {
-  static constexpr Abilities kAbilities = {1, false};
+  static constexpr Abilities kAbilities = {1, false, int64_t(1) << 31};
 
   static void scan_forward(const Tensors& tensors, const ScanArgs& args) {
     run(tensors, args, cuda::scan_forward, cuda::scan_forward_workspace);

@@ -21,8 +21,9 @@ struct Launch {
 };
 
 // Launchers enqueue on the stream and return. They expect what the binding has checked: pointers of the current device,
-// float32, bfloat16 or float16 storage, float32 parameters, every view with one lane axis at most (`lane_dims <= 1`),
-// at least one sequence and one channel. Results do not depend on what the workspace held.
+// float32, bfloat16 or float16 storage, float32 parameters, every view with one lane axis at most (`lane_dims <= 1`)
+// and rows that span less than 2^31 elements, at least one sequence and one channel. Results do not depend on what the
+// workspace held.
 int64_t scan_forward_workspace(const ScanArgs& args, const Device& device);
 const char* scan_forward(const ScanArgs& args, const Launch& launch);
 int64_t scan_backward_workspace(const ScanBackwardArgs& args, const Device& device);

@@ -134,6 +134,17 @@ def test_lanes_that_do_not_merge(order):
             assert value.stride() == inputs["u" if name == "y" else name].stride(), name
 
 
+def test_rows_that_span_more_than_kernels_can_count():
+    """Two time steps 2^31 elements apart, of which memory holds two pages: the kernels get a copy."""
+    case = Case(batch=1, channels=2, length=2, states=3, lanes=(3,), dtype=torch.bfloat16)
+    inputs = case.inputs()
+    plain = inputs["u"]
+    far = torch.empty(2**31 + 64, dtype=plain.dtype).as_strided(plain.shape, (6, 3, 2**31, 1))
+    far.copy_(plain)
+    near, apart = (run(inputs | {"u": u}, case, "cuda", *case.output_gradients()) for u in (plain, far))
+    assert_same_bits(near, apart)
+
+
 def test_the_installed_check_passes():
     """`python -m ssmvdm_kernels.check` as a machine with a GPU runs it: its allowance holds for approximations too."""
     emulated.configure(Machine())
