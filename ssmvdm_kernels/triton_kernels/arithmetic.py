@@ -42,6 +42,12 @@ def only_if(condition, mask):
 
 
 @triton.jit
+def put_sum(place, total, mask, add):
+    """On to what other tiles of this program have left there, if `add`."""
+    tl.store(place, total + tl.load(place, mask=only_if(add, mask), other=0.0), mask=mask)
+
+
+@triton.jit
 def log1p_unit(e):
     """log(1 + e) for 0 <= e <= 1, to 5e-9 and rounding: the hardware's logarithm has no relative precision near 1."""
     p = -0.0033184732
@@ -77,21 +83,35 @@ def softplus(x):
 
 
 @triton.jit
-def sum_over_channels(values, LEVELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Sum each of COUNT = 2^LEVELS (BLOCK_D, BLOCK_S) tensors over its first axis -> (COUNT, BLOCK_S).
+def exchanged(keep, give, level: tl.constexpr):
+    """keep + what the channel whose number differs in bit `level` gives; (rows, channels, lanes)."""
+    partner = tl.arange(0, give.shape[1])[None, :, None] ^ (1 << level)
+    return keep + tl.gather(give, tl.broadcast_to(partner, give.shape), 1)
 
-    A transposed butterfly: each round halves the number of tensors, a channel keeps one of two and gives its share of
-    the other to its partner. COUNT - 1 exchanges in all, where reducing one tensor after the other takes 5 COUNT.
+
+@triton.jit
+def one_of(values, others, level: tl.constexpr):
+    """Channels whose number has bit `level` keep `others` and give `values`, the rest the other way round."""
+    has_bit = ((tl.arange(0, values.shape[1])[None, :, None] >> level) & 1) == 1
+    return exchanged(tl.where(has_bit, others, values), tl.where(has_bit, values, others), level)
+
+
+@triton.jit
+def halved(values, level: tl.constexpr, ROWS: tl.constexpr):
+    """One round: 2 ROWS rows become ROWS, the last bit of a row's number becomes bit `level` of a channel's."""
+    pairs = tl.reshape(values, (ROWS, 2, values.shape[1], values.shape[2]))
+    even, odd = tl.split(tl.permute(pairs, (0, 2, 3, 1)))
+    return one_of(even, odd, level)
+
+
+@triton.jit
+def sum_over_channels(values, first: tl.constexpr, ROUNDS: tl.constexpr):
+    """Sum 2^ROUNDS rows of a (rows, channels, lanes) tensor over channels; channel i of the result, (1, channels,
+    lanes), has the sum of row (i >> first) % rows over all channels that agree with it in these bits.
+
+    A transposed butterfly: in each round a channel keeps half of the rows and gives its share of the others to its
+    partner. That is one exchange per row, where reducing each row by itself takes five.
     """
-    COUNT: tl.constexpr = 2**LEVELS
-    channel = tl.arange(0, BLOCK_D)[:, None]
-    for level in tl.static_range(LEVELS):
-        is_odd = ((channel >> level) & 1) == 1
-        partner = tl.broadcast_to(channel ^ (1 << level), (BLOCK_D, BLOCK_S))
-        merged = ()
-        for i in tl.static_range(len(values) // 2):
-            keep = tl.where(is_odd, values[2 * i + 1], values[2 * i])
-            give = tl.where(is_odd, values[2 * i], values[2 * i + 1])
-            merged = merged + (keep + tl.gather(give, partner, 0),)
-        values = merged
-    return tl.sum(tl.reshape(values[0], (BLOCK_D // COUNT, COUNT, BLOCK_S)), 0)
+    for i in tl.static_range(ROUNDS):
+        values = halved(values, first + i, values.shape[0] // 2)
+    return values

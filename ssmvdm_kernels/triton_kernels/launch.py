@@ -13,7 +13,6 @@ from torch import Tensor
 from .layout import Sizes, encoded, lane_stride
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
-STATES_AT_ONCE = 16
 FEWEST_LANES = 16  # below that a tile along lanes would be mostly empty
 
 
@@ -45,12 +44,6 @@ def next_power_of_two(number: int) -> int:
 
 def ceil(number: int, divisor: int) -> int:
     return -(-number // divisor)
-
-
-def states_of_launches(states: int) -> tuple[int, int]:
-    """(states of one launch, number of launches): as few launches as possible, of equal size."""
-    launches = max(1, ceil(states, STATES_AT_ONCE))
-    return max(1, ceil(states, launches)), launches
 
 
 def sizes_of(u: Tensor, states: int, groups: int, tiling: Tiling) -> Sizes:

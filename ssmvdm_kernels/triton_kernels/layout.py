@@ -33,6 +33,16 @@ class Sizes(NamedTuple):
     channel_slices: int  # of one group; a program of the backward pass has a slice of channels and one of sequences
     sequence_slices: int
 
+    @property
+    def programs(self) -> int:
+        """Of the backward pass; before encoding."""
+        return self.channel_slices * self.groups * self.sequence_slices
+
+    @property
+    def tiles(self) -> int:
+        """Programs of the forward pass; before encoding."""
+        return self.sequence_blocks * self.groups * self.channel_blocks
+
 
 class View(NamedTuple):
     """A tensor as kernels see it: strides, encoded, count elements. The stride of an axis it does not have is 0."""

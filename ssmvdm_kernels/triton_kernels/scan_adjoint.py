@@ -4,8 +4,8 @@ The states are computed again and kept every few steps; then the steps between t
 into registers and the adjoint walks over them, against time. With q_t = a_{t+1} dh_{t+1} carried and g = dy before
 scale and gate,
 
-    dh_t = g_t C_t + q_t        d(delta u)_t = <dh_t, B_t>        dB_t = sum_d dh_t delta_t u_t        dC_t = sum_d g_t h_t
-    q_{t-1} = a_t dh_t          d(delta A)_t = q_{t-1} h_{t-1}
+    dh_t = g_t C_t + q_t      d(delta u)_t = <dh_t, B_t>          dB_t = sum_d dh_t delta_t u_t
+    q_{t-1} = a_t dh_t        d(delta A)_t = q_{t-1} h_{t-1}      dC_t = sum_d g_t h_t
 
 where a_t h_{t-1} is never taken as h_t - delta_t u_t B_t: that has no digits left where the decay is strong.
 """
@@ -18,16 +18,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import LN_2, number, only_if, sigmoid, softplus, sum_over_channels
+from .arithmetic import (
+    LN_2,
+    number,
+    one_of,
+    put_sum,
+    sigmoid,
+    softplus,
+    sum_over_channels,
+)
 from .layout import View
 from .scan_walk import (
     advance,
-    exists,
     load_delta,
     load_modulation,
-    modulation_at,
     output,
     scaled_A,
+    states_of,
+    with_states,
 )
 from .tiles import add_part, gradient_of_sum, load_row, put_y
 
@@ -56,7 +64,7 @@ class Gradients(NamedTuple):
     columns: int  # encoded
     DB: tl.constexpr  # dB varies in time and is wanted
     DC: tl.constexpr
-    LEVELS: tl.constexpr  # 2^LEVELS are at least as many states as are summed over channels
+    ROUNDS: tl.constexpr  # 2^ROUNDS states in a launch
     DU_ADD: tl.constexpr  # du is a sum of parts, and others came before
     DU_FINAL: tl.constexpr
     DDELTA_ADD: tl.constexpr
@@ -64,30 +72,12 @@ class Gradients(NamedTuple):
 
 
 @triton.jit
-def keep(kept, h, j, tile, sizes, O):
-    """Checkpoint j of this program, (states, BLOCK_D, BLOCK_S)."""
-    SIZE: tl.constexpr = tile.mask.shape[0] * tile.mask.shape[1]
-    place = kept + j * (O.STATES * SIZE)
-    for n in tl.static_range(O.STATES):
-        tl.store(place + n * SIZE, h[n])
-
-
-@triton.jit
-def kept_states(kept, j, tile, sizes, O):
-    SIZE: tl.constexpr = tile.mask.shape[0] * tile.mask.shape[1]
-    place = kept + j * (O.STATES * SIZE)
-    h = ()
-    for n in tl.static_range(O.STATES):
-        h = h + (tl.load(place + n * SIZE),)
-    return h
-
-
-@triton.jit
 def walk_again(h, x, o, kept, tile, sizes, O, PART):
     """The forward walk, which leaves checkpoints behind, and y for the gradient of its gate."""
     A = scaled_A(x, tile, sizes, O)
+    SIZE: tl.constexpr = h.shape[0] * h.shape[1] * h.shape[2]
     for first in range(0, sizes.length, O.STEPS):
-        keep(kept, h, first // O.STEPS, tile, sizes, O)
+        tl.store(kept + first // O.STEPS * SIZE, h)
         for i in range(first, tl.minimum(first + O.STEPS, sizes.length)):
             t = sizes.length - 1 - i if PART.REVERSE else i
             u, dt = load_row(x.u, tile, t), load_delta(x, tile, t)
@@ -108,79 +98,65 @@ def steps_again(h, A, x, first, tile, sizes, O, PART):
         t = sizes.length - 1 - i if PART.REVERSE else i
         u, raw = load_row(x.u, tile, t), load_delta(x, tile, t)
         dt = softplus(raw) if O.SOFTPLUS else raw
-        before, inputs = before + (h,), inputs + ((u, raw, dt),)
+        before, inputs = (*before, h), (*inputs, (u, raw, dt))
         if O.RAGGED:
             if first + k < sizes.length:
                 h = advance(h, A, x, u, dt, tile, t, sizes, O)
         else:
             h = advance(h, A, x, u, dt, tile, t, sizes, O)
-    return before + (h,), inputs
+    return (*before, h), inputs
 
 
 @triton.jit
-def put_over_channels(values, sums, slice, tile, t, add, sizes, O, LEVELS: tl.constexpr):
-    """Sum up dB and dC over the channels of the tile, and on to what the tiles before have left if `add`."""
+def put_over_channels(dB, dC, to, slice, tile, t, add, sizes, O):
+    """Sum dB and dC, as far as they are wanted, over the channels of the tile."""
+    sums = to.over_channels
     place = sums.data + (slice * number(sums.slice) + tile.b * number(sums.batch) + tile.g * number(sums.group))
-    place = place + tile.s * number(sums.lane) + t * number(sums.time)
-    ROWS: tl.constexpr = len(values)
-    COUNT: tl.constexpr = 2**LEVELS
-    BLOCK_D: tl.constexpr = tile.mask.shape[0]
-    if BLOCK_D >= COUNT:
-        for _ in tl.static_range(COUNT - ROWS):
-            values = values + (tl.zeros(tile.mask.shape, tl.float32),)
-        row = tl.arange(0, COUNT)[:, None]
-        n = sizes.first_state + row % O.STATES
-        mask = (row < ROWS) & (n < sizes.states) & tile.mask_s
-        place = place + (row // O.STATES * sizes.states + n) * number(sums.row)
-        total = sum_over_channels(values, LEVELS, BLOCK_D, tile.mask.shape[1])
-        tl.store(place, total + tl.load(place, mask=only_if(add, mask), other=0.0), mask=mask)
+    place = place + (tile.s * number(sums.lane) + t * number(sums.time))
+    KINDS: tl.constexpr = 2 if to.DB and to.DC else 1
+    if tile.mask.shape[1] >= KINDS * O.STATES:
+        if KINDS == 2:  # the first round sends one kind to the even channels, the other to the odd ones
+            total = sum_over_channels(one_of(dB, dC, 0), 1, to.ROUNDS)
+        else:
+            total = sum_over_channels(dB if to.DB else dC, 0, to.ROUNDS)
+        ROWS: tl.constexpr = KINDS * O.STATES
+        total = tl.reshape(total, (tile.mask.shape[1] // ROWS, ROWS, tile.mask.shape[2]))
+        total = tl.sum(total, 0, keep_dims=True)
+        row = tl.arange(0, ROWS)[None, :, None]
+        n = sizes.first_state + row // KINDS
+        place = place + (row % KINDS * sizes.states + n) * number(sums.row)
+        put_sum(place, total, (n < sizes.states) & tile.mask_s, add)
     else:
-        for kind in tl.static_range(ROWS // O.STATES):
-            for n in tl.static_range(O.STATES):
-                mask = exists(n, tile.mask_s, sizes, O)
-                here = place + (kind * sizes.states + sizes.first_state + n) * number(sums.row)
-                total = tl.sum(values[kind * O.STATES + n], 0, keep_dims=True)
-                tl.store(here, total + tl.load(here, mask=only_if(add, mask), other=0.0), mask=mask)
+        n, mask = states_of(sizes, O), with_states(tile.mask_s, sizes, O)
+        if to.DB:
+            put_sum(place + n * number(sums.row), tl.sum(dB, 1, keep_dims=True), mask, add)
+        if to.DC:
+            row = n + (sizes.states if to.DB else 0)
+            put_sum(place + row * number(sums.row), tl.sum(dC, 1, keep_dims=True), mask, add)
 
 
 class Carried(NamedTuple):
-    """What goes from one step of the adjoint to the next: q, and sums over time."""
+    """What goes from one step of the adjoint to the next: q, and sums over time. dB and dC if constant in time."""
 
-    q: tuple
-    dA: tuple
-    dB: tuple  # if constant in time, else empty
-    dC: tuple
+    q: tl.tensor
+    dA: tl.tensor
+    dB: tl.tensor
+    dC: tl.tensor
     dD: tl.tensor
     dbias: tl.tensor
-
-
-@triton.jit
-def zeros(COUNT: tl.constexpr, tile):
-    found = ()
-    for _ in tl.static_range(COUNT):
-        found = found + (tl.zeros(tile.mask.shape, tl.float32),)
-    return found
 
 
 @triton.jit
 def adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART):
     """One step against time."""
     g = gradient_of_sum(o, tile, t)
-    B, C = modulation_at(x.B, tile, t, sizes), modulation_at(x.C, tile, t, sizes)
-    inflow = dt * u
-    along_A, along_B = tl.zeros(tile.mask.shape, tl.float32), tl.zeros(tile.mask.shape, tl.float32)
-    q, dA, dB, dC = (), (), (), ()
-    for n in tl.static_range(O.STATES):
-        dh = g * load_modulation(x.C, C, n, tile, sizes, O) + c.q[n]
-        if O.UNEVEN:
-            dh = tl.where(sizes.first_state + n < sizes.states, dh, 0.0)
-        along_B += dh * load_modulation(x.B, B, n, tile, sizes, O)
-        carried = tl.exp2(dt * A[n]) * dh
-        along_decay = carried * before[n]
-        along_A += along_decay * A[n]
-        q, dA = q + (carried,), dA + (c.dA[n] + along_decay * dt,)
-        dB, dC = dB + (dh * inflow,), dC + (g * after[n],)
-    ddelta = along_A * LN_2 + along_B * u
+    dh = g * load_modulation(x.C, tile, t, sizes, O) + c.q
+    if O.UNEVEN:
+        dh = tl.where(states_of(sizes, O) < sizes.states, dh, 0.0)
+    q = tl.exp2(dt * A) * dh
+    along_decay = q * before
+    along_B = tl.sum(dh * load_modulation(x.B, tile, t, sizes, O), 0, keep_dims=True)
+    ddelta = tl.sum(along_decay * A, 0, keep_dims=True) * LN_2 + along_B * u
     if O.SOFTPLUS:
         ddelta *= sigmoid(raw)
     du, dD = along_B * dt, c.dD
@@ -191,83 +167,59 @@ def adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add,
         add_part(to.du, to.du_sum, du, tile, t, to.DU_ADD, to.DU_FINAL)
     if to.ddelta is not None:
         add_part(to.ddelta, to.ddelta_sum, ddelta, tile, t, to.DDELTA_ADD, to.DDELTA_FINAL)
+    dB, dC = dh * (dt * u), g * after
     if to.DB or to.DC:
-        values = (dB if to.DB else ()) + (dC if to.DC else ())
-        put_over_channels(values, to.over_channels, slice, tile, t, add, sizes, O, to.LEVELS)
+        put_over_channels(dB, dC, to, slice, tile, t, add, sizes, O)
     return Carried(
         q,
-        dA,
-        added(c.dB, dB) if x.B.CONSTANT else (),
-        added(c.dC, dC) if x.C.CONSTANT else (),
+        c.dA + along_decay * dt,
+        c.dB + dB if x.B.CONSTANT else c.dB,
+        c.dC + dC if x.C.CONSTANT else c.dC,
         dD,
         c.dbias + ddelta,
     )
 
 
 @triton.jit
-def added(a, b):
-    total = ()
-    for n in tl.static_range(len(a)):
-        total = total + (a[n] + b[n],)
-    return total
-
-
-@triton.jit
 def walk_back(q, x, o, to, kept, slice, tile, add, sizes, O, PART):
     """The adjoint of one direction, from its last step to its first."""
     A = scaled_A(x, tile, sizes, O)
-    c = Carried(
-        q,
-        zeros(O.STATES, tile),
-        zeros(O.STATES if x.B.CONSTANT else 0, tile),
-        zeros(O.STATES if x.C.CONSTANT else 0, tile),
-        tl.zeros(tile.mask.shape, tl.float32),
-        tl.zeros(tile.mask.shape, tl.float32),
-    )
+    SIZE: tl.constexpr = q.shape[0] * q.shape[1] * q.shape[2]
+    nothing, row = tl.zeros(q.shape, tl.float32), tl.zeros(tile.mask.shape, tl.float32)
+    c = Carried(q, nothing, nothing if x.B.CONSTANT else row, nothing if x.C.CONSTANT else row, row, row)
     chunks = (sizes.length + O.STEPS - 1) // O.STEPS
     for later in range(chunks):
         j = chunks - 1 - later
-        states, inputs = steps_again(kept_states(kept, j, tile, sizes, O), A, x, j * O.STEPS, tile, sizes, O, PART)
+        h = tl.load(kept + j * SIZE)
+        states, inputs = steps_again(h, A, x, j * O.STEPS, tile, sizes, O, PART)
         for k in tl.static_range(O.STEPS - 1, -1, -1):
             i = j * O.STEPS + k
             t = sizes.length - 1 - i if PART.REVERSE else i
             u, raw, dt = inputs[k]
+            before, after = states[k], states[k + 1]
             if O.RAGGED:
                 if i < sizes.length:
-                    c = adjoint_step(
-                        c, A, states[k], states[k + 1], u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART
-                    )
+                    c = adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART)
             else:
-                c = adjoint_step(
-                    c, A, states[k], states[k + 1], u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART
-                )
+                c = adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART)
     return c
 
 
 @triton.jit
-def put_column(pointers, column, value, tile, mask, add):
-    """Sum over the lanes of the tile, and on to what the sequences before have left if `add`."""
-    total = tl.sum(value, 1, keep_dims=True)
-    place = pointers + column
-    tl.store(place, total + tl.load(place, mask=only_if(add, mask), other=0.0), mask=mask)
-
-
-@triton.jit
 def put_over_sequences(c, x, to, slice, tile, add, sizes, O, PART):
+    """Sums over the steps and lanes of the tile, and on over sequences."""
     columns, channels = number(to.columns), sizes.channels * sizes.groups
-    place = to.over_sequences + (slice * channels + tile.d) * columns
-    for n in tl.static_range(O.STATES):
-        mask = exists(n, tile.mask_d, sizes, O)
-        column = sizes.first_state + n
-        put_column(place, column, c.dA[n], tile, mask, add)
-        if x.B.CONSTANT:
-            column += sizes.states
-            put_column(place, column, c.dB[n], tile, mask, add)
-        if x.C.CONSTANT:
-            column += sizes.states
-            put_column(place, column, c.dC[n], tile, mask, add)
+    place, mask = to.over_sequences + (slice * channels + tile.d) * columns, with_states(tile.mask_d, sizes, O)
+    column = states_of(sizes, O)
+    put_sum(place + column, tl.sum(c.dA, 2, keep_dims=True), mask, add)
+    if x.B.CONSTANT:
+        column += sizes.states
+        put_sum(place + column, tl.sum(c.dB, 2, keep_dims=True), mask, add)
+    if x.C.CONSTANT:
+        column += sizes.states
+        put_sum(place + column, tl.sum(c.dC, 2, keep_dims=True), mask, add)
     if PART.FIRST:
-        put_column(place, columns - 2, c.dD, tile, tile.mask_d, add)
-        put_column(place, columns - 1, c.dbias, tile, tile.mask_d, add)
+        put_sum(place + columns - 2, tl.sum(c.dD, 2, keep_dims=True), tile.mask_d, add)
+        put_sum(place + columns - 1, tl.sum(c.dbias, 2, keep_dims=True), tile.mask_d, add)
     else:
-        put_column(place, columns - 1, c.dbias, tile, tile.mask_d, sizes.first_state > 0)
+        put_sum(place + columns - 1, tl.sum(c.dbias, 2, keep_dims=True), tile.mask_d, sizes.first_state > 0)

@@ -1,8 +1,10 @@
 """The backward scan. A program has a slice of channels and a slice of sequences, and takes tile after tile of them.
 
-For each tile and direction the states are computed again and kept every few steps; then the adjoint walks back over
-them (scan_adjoint.py). Sums over the channels of a tile go through registers, from tile to tile through memory that
-belongs to one program; what several programs have summed up is added in a fixed order at the end.
+For each tile the states are computed again and kept every few steps; then the adjoint walks back over them
+(scan_adjoint.py). Sums over the channels of a tile go through registers, from tile to tile through memory that belongs
+to one program; what several programs have summed up is added in a fixed order at the end. Each direction is a launch:
+with both in one kernel, the addresses of the one would take the registers of the other. B and C are widened to float32
+before, as every step reads them three times.
 """
 
 from __future__ import annotations
@@ -14,53 +16,40 @@ from torch import Tensor
 
 from ..ops import BOTH, NEEDS_Y, SCAN, ScanTensors, output_shape
 from .arithmetic import decoded
-from .launch import Tiling, Tilings, ceil, run
-from .layout import Sequence, check, encoded, sequence_view, state_view
+from .call import Results
+from .launch import Tiling, Tilings, run
+from .layout import check, encoded, state_view
 from .scan_adjoint import Gradients, Sums, put_over_sequences, walk_again, walk_back
 from .scan_call import ScanCall
 from .scan_walk import load_states, store_states
-from .tiles import Outputs, tile_at
-
-
-@triton.jit
-def one_direction(
-    x, o, to, initial, dlast, dinitial, kept, d_slice, s_slice, tile, add_d, add_s, sizes, O, PART
-):
-    walk_again(load_states(initial, tile, sizes, O), x, o, kept, tile, sizes, O, PART)
-    tl.debug_barrier()
-    c = walk_back(load_states(dlast, tile, sizes, O), x, o, to, kept, d_slice, tile, add_d, sizes, O, PART)
-    put_over_sequences(c, x, to, s_slice, tile, add_s, sizes, O, PART)
-    if dinitial is not None:
-        store_states(dinitial, c.q, tile, sizes, O)
-    tl.debug_barrier()
+from .tiles import tile_at
 
 
 @triton.jit
 def backward_kernel(
-    ahead, back, outputs, outputs_back, to, to_back, initial, dlast, dinitial, kept, sizes, O, PART, PART_BACK,
-    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
+    x, o, to, initial, dlast, dinitial, kept, sizes, O, PART, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr
+):
     sizes = decoded(sizes)
     program = tl.program_id(0).to(tl.int64)
     s_slice, rest = program % sizes.sequence_slices, program // sizes.sequence_slices
     g, d_slice = rest % sizes.groups, rest // sizes.groups
     chunks = (sizes.length + O.STEPS - 1) // O.STEPS
-    element = tl.arange(0, BLOCK_D)[:, None] * BLOCK_S + tl.arange(0, BLOCK_S)[None, :]
-    kept = kept + program * chunks * (O.STATES * BLOCK_D * BLOCK_S) + element
+    element = tl.arange(0, BLOCK_D)[None, :, None] * BLOCK_S + tl.arange(0, BLOCK_S)[None, None, :]
+    element += tl.arange(0, O.STATES)[:, None, None] * (BLOCK_D * BLOCK_S)
+    kept = kept + (program * chunks * (O.STATES * BLOCK_D * BLOCK_S) + element)
     first_block = d_slice * sizes.channel_blocks // sizes.channel_slices
     first_sequences = s_slice * sizes.sequence_blocks // sizes.sequence_slices
     for block in range(first_block, (d_slice + 1) * sizes.channel_blocks // sizes.channel_slices):
         for sequences in range(first_sequences, (s_slice + 1) * sizes.sequence_blocks // sizes.sequence_slices):
             tile = tile_at(sequences, g, block, sizes, BLOCK_D, BLOCK_S)
-            add_d, add_s = block > first_block, sequences > first_sequences
-            one_direction(
-                ahead, outputs, to, initial, dlast, dinitial, kept, d_slice, s_slice, tile, add_d, add_s, sizes, O, PART
-            )
-            if back is not None:
-                one_direction(
-                    back, outputs_back, to_back, None, None, None, kept, d_slice, s_slice, tile, add_d, add_s, sizes, O,
-                    PART_BACK,
-                )  # fmt: skip
+            walk_again(load_states(initial, tile, sizes, O), x, o, kept, tile, sizes, O, PART)
+            tl.debug_barrier()  # checkpoints may be read by another thread than wrote them
+            q = load_states(dlast, tile, sizes, O)
+            c = walk_back(q, x, o, to, kept, d_slice, tile, block > first_block, sizes, O, PART)
+            put_over_sequences(c, x, to, s_slice, tile, sequences > first_sequences, sizes, O, PART)
+            if dinitial is not None:
+                store_states(dinitial, c.q, tile, sizes, O)
+            tl.debug_barrier()
 
 
 TILINGS = Tilings(channels=Tiling(32, 1), lanes=Tiling(2, 16))
@@ -70,153 +59,79 @@ STEPS = 4  # between checkpoints; the states of so many steps are in registers a
 def scan_backward(*arguments) -> tuple[Tensor, ...]:
     """The operator `scan_backward` of ops.py."""
     dy, dlast, *tensors, direction, merge, delta_softplus, needs = arguments
-    results = SCAN.backward_shapes(*arguments)
-    call = ScanCall("scan_backward", ScanTensors(*tensors), direction, merge, delta_softplus, TILINGS, STEPS)
-    u = call.tensors.u
+    gradients = SCAN.backward_shapes(*arguments)
+    tensors = ScanTensors(*tensors)
+    call = ScanCall("scan_backward", tensors, direction, merge, delta_softplus, TILINGS, STEPS, widen=True)
+    u = tensors.u
     check(call.op, "dy", dy, output_shape(u, direction, merge), u.dtype, u.device)
     if dlast is not None:
         if direction == BOTH:
             raise ValueError("scan_backward: dlast_state needs a single direction.")
-        state = (*u.shape[:2], call.tensors.A.shape[1], *u.shape[3:])
+        state = (*u.shape[:2], tensors.A.shape[1], *u.shape[3:])
         check(call.op, "dlast_state", dlast, state, torch.float32, u.device)
-    named = zip(ScanTensors._fields, results[:-1], strict=True)
-    wanted = {
-        name: result
-        for index, (name, result) in enumerate(named)
-        if getattr(call.tensors, name) is not None and needs >> index & 1
-    }
-    backward = Backward(call, wanted, results[-1] if needs & NEEDS_Y else None, dy)
+    results = Results(call, gradients[:-1], needs, gradients[-1] if needs & NEEDS_Y else None, dy)
     if not call.is_empty:
-        backward.launch(dlast)
-    backward.finish()
-    return results
+        launch_all(call, results, dlast)
+    results.finish()
+    return gradients
 
 
-class Backward:
-    """Memory for the results of one call and for what lies between, and the launches."""
+def launch_all(call: ScanCall, results: Results, dlast: Tensor | None) -> None:
+    kept = results.checkpoints(STEPS, 1)
+    to = [gradients_of(call, results, d) for d in range(call.count)]
+    outputs = [results.outputs(d) for d in range(call.count)]
+    states = [state_view(t) for t in (call.tensors.initial_state, dlast, results.wanted.get("initial_state"))]
+    for launch in range(call.launches):
+        for d, x in enumerate(call.directions):
+            u, delta = results.part_of("u", d, launch), results.part_of("delta", d, launch)
+            to_part = to[d]._replace(DU_ADD=u[0], DU_FINAL=u[1], DDELTA_ADD=delta[0], DDELTA_FINAL=delta[1])
+            part = call.part(d, launch, shared=not call.halves)
+            run(backward_kernel, call.sizes.programs, kept.device, call.tiling, x, outputs[d], to_part, *states, kept,
+                O=call.options, PART=part, sizes=call.sizes_of_launch(launch))  # fmt: skip
+    for d in range(call.count):
+        add_up(call, results, d, to[d])
 
-    def __init__(self, call: ScanCall, wanted: dict[str, Tensor], y: Tensor | None, dy: Tensor):
-        self.call, self.wanted, self.dy = call, wanted, dy
-        self.sums: dict[str, Tensor] = {}  # gradients of parameters, B and C, as far as they have been added up
-        several, both = call.launches > 1, len(call.directions) > 1
-        self.written = {
-            name: Sequence(wanted[name], several or call.is_shared(name))
-            for name in ("u", "delta", "u_b", "delta_b")
-            if name in wanted and (both or not name.endswith("_b"))
-        }
-        if "z" in wanted:
-            self.written["z"] = Sequence(wanted["z"], call.halves)
-        if y is not None or "z" in wanted:
-            like = torch.empty_like(dy, dtype=torch.float32) if y is None else y
-            self.written["y"] = Sequence(like, several or (both and not call.halves))
-        self.has_y = y is not None
 
-    def launch(self, dlast: Tensor | None) -> None:
-        call, count = self.call, len(self.call.directions)
-        size = call.sizes
-        programs = size.channel_slices * size.groups * size.sequence_slices
-        elements = call.options.STATES.value * call.tiling.block_d * call.tiling.block_s
-        kept = torch.empty(
-            programs * ceil(size.length, STEPS) * elements, dtype=torch.float32, device=self.dy.device
-        )
-        gradients = [self._gradients(d) for d in range(count)]
-        ahead, back = (*call.directions, None)[:2]
-        outputs = [self._outputs(d) for d in range(count)]
-        states = [state_view(t) for t in (call.tensors.initial_state, dlast, self.wanted.get("initial_state"))]
-        for launch in range(call.launches):
-            to = [self._with_parts(gradients[d], d, launch) for d in range(count)]
-            parts = [call.part(d, launch, shared=not call.halves) for d in range(2)]
-            run(backward_kernel, programs, self.dy.device, call.tiling, ahead, back, outputs[0], outputs[-1],
-                to[0], to[-1], *states, kept, O=call.options, PART=parts[0], PART_BACK=parts[1],
-                sizes=call.sizes_of_launch(launch))  # fmt: skip
-        for d in range(count):
-            self._add_up(d, gradients[d])
+def gradients_of(call: ScanCall, results: Results, d: int) -> Gradients:
+    """Memory for one direction."""
+    size, x = call.sizes, call.directions[d]
+    has = [not m.CONSTANT.value and call.name_of(name, d) in results.wanted for name, m in (("B", x.B), ("C", x.C))]
+    columns = size.states * (1 + x.B.CONSTANT.value + x.C.CONSTANT.value) + 2
+    return Gradients(
+        *results.views(call.name_of("u", d), d),
+        *results.views(call.name_of("delta", d), d),
+        sums_over_channels(call, results, sum(has) * size.states) if any(has) else None,
+        results.scratch(size.sequence_slices, size.groups * size.channels, columns),
+        encoded(columns),
+        *map(tl.constexpr, (*has, call.states_at_once.bit_length() - 1, False, True, False, True)),
+    )
 
-    def finish(self) -> None:
-        for sequence in self.written.values():
-            sequence.finish()
-        for name, gradient in self.wanted.items():
-            if name in self.sums:
-                gradient.copy_(self.sums[name].reshape(gradient.shape))
-            elif self.call.is_empty or (name.endswith("_b") and len(self.call.directions) == 1):
-                gradient.zero_()
 
-    def _views(self, name: str, direction: int, halves: bool = False):
-        return self.written[name].views(direction, halves) if name in self.written else (None, None)
+def sums_over_channels(call: ScanCall, results: Results, rows: int) -> Sums:
+    """Memory whose order is that in which programs write."""
+    size = call.sizes
+    shape = (size.channel_slices, call.tensors.u.shape[0], size.groups, rows, size.length, size.lanes)
+    order = (0, 1, 2, 3, 4, 5) if call.tiling.block_s > 1 else (0, 1, 5, 4, 2, 3)
+    memory = results.scratch(*(shape[axis] for axis in order))
+    data = memory.permute([order.index(axis) for axis in range(6)])
+    return Sums(data, *map(encoded, data.stride()))
 
-    def _outputs(self, direction: int) -> Outputs:
-        call = self.call
-        dy = self.dy.chunk(2, 1)[direction] if call.halves else self.dy
-        y, y_sum = self._views("y", direction, call.halves)
-        flags = (call.scale, call.halves and direction == 1, not call.halves or direction == 1)
-        return Outputs(
-            y if self.has_y else None, y_sum, sequence_view(call.tensors.z), sequence_view(dy),
-            *self._views("z", direction), *map(tl.constexpr, flags),
-        )  # fmt: skip
 
-    def _gradients(self, direction: int) -> Gradients:
-        call, x = self.call, self.call.directions[direction]
-        size, states = call.sizes, call.sizes.states
-        has_B, has_C = (
-            not modulation.CONSTANT.value and call.name_of(name, direction) in self.wanted
-            for name, modulation in (("B", x.B), ("C", x.C))
-        )
-        columns = states * (1 + x.B.CONSTANT.value + x.C.CONSTANT.value) + 2
-        over_sequences = self.dy.new_empty(
-            (size.sequence_slices, size.groups * size.channels, columns), dtype=torch.float32
-        )
-        levels = ((has_B + has_C) * call.options.STATES.value - 1).bit_length()
-        flags = (has_B, has_C, levels, False, True, False, True)
-        return Gradients(
-            *self._views(call.name_of("u", direction), direction),
-            *self._views(call.name_of("delta", direction), direction),
-            self._sums_over_channels((has_B + has_C) * states) if has_B or has_C else None,
-            over_sequences,
-            encoded(columns),
-            *map(tl.constexpr, flags),
-        )
-
-    def _sums_over_channels(self, rows: int) -> Sums:
-        """Memory for sums over channels, in the order in which programs write them."""
-        size = self.call.sizes
-        shape = (size.channel_slices, self.dy.shape[0], size.groups, rows, size.length, size.lanes)
-        inner_last = (0, 1, 2, 3, 4, 5) if self.call.tiling.block_s > 1 else (0, 1, 5, 4, 2, 3)
-        memory = torch.empty([shape[axis] for axis in inner_last], dtype=torch.float32, device=self.dy.device)
-        data = memory.permute([inner_last.index(axis) for axis in range(6)])
-        return Sums(data, *map(encoded, data.stride()))
-
-    def _with_parts(self, to: Gradients, direction: int, launch: int) -> Gradients:
-        """The place of this launch and direction in the sums that du and ddelta are."""
-        flags = []
-        for name in ("u", "delta"):
-            part = self.call.part(direction, launch, self.call.is_shared(name))
-            flags += [part.ADD, part.FINAL]
-        return to._replace(DU_ADD=flags[0], DU_FINAL=flags[1], DDELTA_ADD=flags[2], DDELTA_FINAL=flags[3])
-
-    def _add_up(self, direction: int, to: Gradients) -> None:
-        """What several programs have summed up, to the gradients of parameters, B and C."""
-        states, columns = self.call.sizes.states, to.over_sequences.sum(0)  # (channels, columns)
-        x = self.call.directions[direction]
-        self._add("A", direction, columns[:, :states])
-        self._add("D", direction, columns[:, -2])
-        self._add("delta_bias", direction, columns[:, -1])
-        constants = [name for name, m in (("B", x.B), ("C", x.C)) if m.CONSTANT.value]
-        for index, name in enumerate(constants):
-            self._add(name, direction, columns[:, (index + 1) * states : (index + 2) * states])
-        if to.over_channels is None:
-            return
-        rows = to.over_channels.data.sum(0)  # (batch, groups, rows, length, lanes)
-        varying = [name for name, has in (("B", to.DB), ("C", to.DC)) if has.value]
-        for index, name in enumerate(varying):
-            self._add(name, direction, rows[:, :, index * states : (index + 1) * states])
-
-    def _add(self, name: str, direction: int, part: Tensor) -> None:
-        name = self.call.name_of(name, direction)
-        if name not in self.wanted:
-            return
-        shape = self.wanted[name].shape
-        if part.dim() == 5:  # groups of channels that share one of B or C
-            own = shape[1] if len(shape) == self.dy.dim() + 1 else 1
-            part = part.unflatten(1, (own, part.shape[1] // own)).sum(2)
-        part = part.reshape(shape)
-        self.sums[name] = self.sums[name] + part if name in self.sums else part
+def add_up(call: ScanCall, results: Results, d: int, to: Gradients) -> None:
+    """What several programs have summed up, to gradients of parameters, B and C."""
+    states, x = call.sizes.states, call.directions[d]
+    columns = to.over_sequences.sum(0)  # (channels, columns)
+    names = ["A", *(name for name, m in (("B", x.B), ("C", x.C)) if m.CONSTANT.value)]
+    for index, name in enumerate(names):
+        results.add(name, d, columns[:, index * states : (index + 1) * states])
+    results.add("D", d, columns[:, -2])
+    results.add("delta_bias", d, columns[:, -1])
+    if to.over_channels is None:
+        return
+    rows = to.over_channels.data.sum(0)  # (batch, groups, rows, length, lanes)
+    names = [name for name, has in (("B", to.DB), ("C", to.DC)) if has.value]
+    for index, name in enumerate(names):
+        like = call.of(name, d)
+        own = like.shape[1] if like.dim() > call.tensors.u.dim() else 1
+        part = rows[:, :, index * states : (index + 1) * states]
+        results.add(name, d, part.unflatten(1, (own, call.groups // own)).sum(2))

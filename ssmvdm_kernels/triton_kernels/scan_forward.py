@@ -9,10 +9,10 @@ from torch import Tensor
 from ..ops import BOTH, SCAN, ScanTensors
 from .arithmetic import decoded, softplus
 from .launch import Tiling, Tilings, run
-from .layout import Sequence, sequence_view, state_view
+from .layout import Sequence, state_view
 from .scan_call import ScanCall
 from .scan_walk import advance, load_delta, load_states, output, scaled_A, store_states
-from .tiles import Outputs, load_row, put_y, tile_at
+from .tiles import load_row, put_y, tile_at
 
 
 @triton.jit
@@ -53,24 +53,18 @@ def scan_forward(*arguments) -> tuple[Tensor, Tensor]:
     """The operator `scan_forward` of ops.py."""
     *tensors, direction, merge, delta_softplus, return_last_state = arguments
     y, last = SCAN.forward_shapes(*arguments)
-    call = ScanCall("scan_forward", ScanTensors(*tensors), direction, merge, delta_softplus, TILINGS, steps=1)
+    call = ScanCall("scan_forward", ScanTensors(*tensors), direction, merge, delta_softplus, TILINGS)
     if return_last_state and direction == BOTH:
         raise ValueError("scan_forward: last_state needs a single direction.")
     if call.is_empty:
         return y, last
-    shared, count = not call.halves, len(call.directions)
-    written = Sequence(y, is_sum=call.launches > 1 or (shared and count > 1))
-    z = sequence_view(call.tensors.z)
-    to = [
-        Outputs(*written.views(d, call.halves), z, None, None, None, *map(tl.constexpr, (call.scale, False, True)))
-        for d in range(count)
-    ]
+    written = Sequence(y, call.y_is_sum())
+    to = [call.outputs(written, d) for d in range(call.count)]
     states = (state_view(call.tensors.initial_state), state_view(last if return_last_state else None))
     ahead, back = (*call.directions, None)[:2]
-    programs = call.sizes.sequence_blocks * call.sizes.groups * call.sizes.channel_blocks
     for launch in range(call.launches):
-        parts = [call.part(d, launch, shared) for d in range(2)]
-        run(forward_kernel, programs, y.device, call.tiling, ahead, back, to[0], to[-1], *states, O=call.options,
-            PART=parts[0], PART_BACK=parts[1], sizes=call.sizes_of_launch(launch))  # fmt: skip
+        parts = [call.part(d, launch, shared=not call.halves) for d in range(2)]
+        run(forward_kernel, call.sizes.tiles, y.device, call.tiling, ahead, back, to[0], to[-1], *states,
+            O=call.options, PART=parts[0], PART_BACK=parts[1], sizes=call.sizes_of_launch(launch))  # fmt: skip
     written.finish()
     return y, last

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssmvdm_kernels.triton_kernels.arithmetic import LOG2_E, number, only_if
-from ssmvdm_kernels.triton_kernels.layout import Modulation, View
-from ssmvdm_kernels.triton_kernels.tiles import at, load_row
+from .arithmetic import LOG2_E, number
+from .layout import Modulation, View
+from .tiles import at, load_row
 
 
 class Direction(NamedTuple):
@@ -33,7 +33,7 @@ class Direction(NamedTuple):
 class Options(NamedTuple):
     """What a kernel is compiled for."""
 
-    STATES: tl.constexpr  # of one launch
+    STATES: tl.constexpr  # of one launch, a power of two
     UNEVEN: tl.constexpr  # the last launch has fewer
     SOFTPLUS: tl.constexpr
     STEPS: tl.constexpr  # between checkpoints
@@ -41,38 +41,39 @@ class Options(NamedTuple):
 
 
 @triton.jit
-def exists(n, mask, sizes, O):
-    """`mask`, and state n of this launch exists."""
-    return only_if(sizes.first_state + n < sizes.states, mask) if O.UNEVEN else mask
+def states_of(sizes, O):
+    """The states of this launch, (STATES, 1, 1)."""
+    return sizes.first_state + tl.arange(0, O.STATES)[:, None, None]
+
+
+@triton.jit
+def with_states(mask, sizes, O):
+    """A mask for states beside a mask for channels or lanes."""
+    return mask & (states_of(sizes, O) < sizes.states) if O.UNEVEN else mask
 
 
 @triton.jit
 def scaled_A(x, tile, sizes, O):
-    """A log2 e, a tuple of (BLOCK_D, 1)."""
-    A = ()
-    for n in tl.static_range(O.STATES):
-        place = x.A + tile.d * sizes.states + sizes.first_state + n
-        A = A + (tl.load(place, mask=exists(n, tile.mask_d, sizes, O), other=0.0) * LOG2_E,)
-    return A
+    """A log2 e, (STATES, BLOCK_D, 1)."""
+    place = x.A + (tile.d * sizes.states + states_of(sizes, O))
+    return tl.load(place, mask=with_states(tile.mask_d, sizes, O), other=0.0) * LOG2_E
 
 
 @triton.jit
-def modulation_at(x, tile, t, sizes):
-    """Pointers to the first state of this launch: (BLOCK_D, 1) if B or C is constant in time, else (1, BLOCK_S)."""
+def load_modulation(x, tile, t, sizes, O):
+    """B or C at time t: (STATES, BLOCK_D, 1) if it is constant, else (STATES, 1, BLOCK_S)."""
+    n = states_of(sizes, O)
     if x.CONSTANT:
-        place = x.data + (tile.d * number(x.channel) + sizes.first_state)
+        place, mask = x.data + (tile.d * number(x.channel) + n), tile.mask_d
     else:
-        place = x.data + (tile.b * number(x.batch) + tile.g * number(x.group))
-        place = place + tile.s * number(x.lane) + sizes.first_state * number(x.state) + t * number(x.time)
-    return place
-
-
-@triton.jit
-def load_modulation(x, place, n, tile, sizes, O):
-    """State n of what `modulation_at` points to."""
-    place = place + (n if x.UNIT else n * number(x.state))
-    mask = tile.mask_d if x.CONSTANT else tile.mask_s
-    return tl.load(place, mask=exists(n, mask, sizes, O), other=0.0).to(tl.float32)
+        place = x.data + (tile.b * number(x.batch) + tile.g * number(x.group) + t * number(x.time))
+        place = place + (tile.s * number(x.lane) + (n if x.UNIT else n * number(x.state)))
+        mask = tile.mask_s
+    if x.CONSTANT or O.UNEVEN or tile.mask.shape[2] > 1:
+        value = tl.load(place, mask=with_states(mask, sizes, O), other=0.0)
+    else:
+        value = tl.load(place)  # a program has at least one lane
+    return value.to(tl.float32)
 
 
 @triton.jit
@@ -84,45 +85,37 @@ def load_delta(x, tile, t):
 
 @triton.jit
 def advance(h, A, x, u, dt, tile, t, sizes, O):
-    """The states of one launch after time t."""
-    B = modulation_at(x.B, tile, t, sizes)
-    inflow = dt * u
-    after = ()
-    for n in tl.static_range(O.STATES):
-        flow = inflow * load_modulation(x.B, B, n, tile, sizes, O)
-        if O.UNEVEN:  # states that are not there stay 0 even where the inflow is infinite
-            flow = tl.where(sizes.first_state + n < sizes.states, flow, 0.0)
-        after = after + (tl.exp2(dt * A[n]) * h[n] + flow,)
-    return after
+    """The states after time t."""
+    inflow = (dt * u) * load_modulation(x.B, tile, t, sizes, O)
+    if O.UNEVEN:  # states that are not there stay 0 even where the inflow is infinite
+        inflow = tl.where(states_of(sizes, O) < sizes.states, inflow, 0.0)
+    return tl.exp2(dt * A) * h + inflow
 
 
 @triton.jit
 def output(h, x, u, tile, t, sizes, O, WITH_SKIP: tl.constexpr):
     """This launch's part of y at time t; one launch adds D u."""
-    y = tl.zeros(tile.mask.shape, tl.float32)
+    y = tl.sum(load_modulation(x.C, tile, t, sizes, O) * h, 0, keep_dims=True)
     if WITH_SKIP and x.D is not None:
         y += tl.load(x.D + tile.d, mask=tile.mask_d, other=0.0) * u
-    C = modulation_at(x.C, tile, t, sizes)
-    for n in tl.static_range(O.STATES):
-        y += load_modulation(x.C, C, n, tile, sizes, O) * h[n]
     return y
 
 
 @triton.jit
+def state_places(view, tile, sizes, O):
+    return at(view, tile, 0) + states_of(sizes, O) * number(view.state)
+
+
+@triton.jit
 def load_states(view, tile, sizes, O):
-    """States of the caller, or zeros: a tuple of (BLOCK_D, BLOCK_S)."""
-    h = ()
-    for n in tl.static_range(O.STATES):
-        if view is None:
-            h = h + (tl.zeros(tile.mask.shape, tl.float32),)
-        else:
-            place = at(view, tile, 0) + (sizes.first_state + n) * number(view.state)
-            h = h + (tl.load(place, mask=exists(n, tile.mask, sizes, O), other=0.0),)
+    """States of the caller, or zeros: (STATES, BLOCK_D, BLOCK_S)."""
+    if view is None:
+        h = tl.zeros((O.STATES, tile.mask.shape[1], tile.mask.shape[2]), tl.float32)
+    else:
+        h = tl.load(state_places(view, tile, sizes, O), mask=with_states(tile.mask, sizes, O), other=0.0)
     return h
 
 
 @triton.jit
 def store_states(view, h, tile, sizes, O):
-    for n in tl.static_range(O.STATES):
-        place = at(view, tile, 0) + (sizes.first_state + n) * number(view.state)
-        tl.store(place, h[n], mask=exists(n, tile.mask, sizes, O))
+    tl.store(state_places(view, tile, sizes, O), h, mask=with_states(tile.mask, sizes, O))

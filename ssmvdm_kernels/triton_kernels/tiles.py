@@ -7,8 +7,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ssmvdm_kernels.triton_kernels.arithmetic import number, sigmoid
-from ssmvdm_kernels.triton_kernels.layout import View
+from .arithmetic import number, sigmoid
+from .layout import View
 
 
 class Tile(NamedTuple):
@@ -16,19 +16,19 @@ class Tile(NamedTuple):
 
     b: tl.tensor
     g: tl.tensor  # group of channels with their own B or C
-    d: tl.tensor  # (BLOCK_D, 1)
-    s: tl.tensor  # (1, BLOCK_S)
+    d: tl.tensor  # (1, BLOCK_D, 1)
+    s: tl.tensor  # (1, 1, BLOCK_S)
     mask_d: tl.tensor
     mask_s: tl.tensor
-    mask: tl.tensor
+    mask: tl.tensor  # (1, BLOCK_D, BLOCK_S)
 
 
 @triton.jit
 def tile_at(sequences, g, block, sizes, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr):
     """The tile of a block of channels of group g, and of a block of sequences, which are those of one batch entry."""
     b, lane_block = sequences // sizes.lane_blocks, sequences % sizes.lane_blocks
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)[:, None]
-    s = lane_block * BLOCK_S + tl.arange(0, BLOCK_S)[None, :]
+    d = block * BLOCK_D + tl.arange(0, BLOCK_D)[None, :, None]
+    s = lane_block * BLOCK_S + tl.arange(0, BLOCK_S)[None, None, :]
     mask_d, mask_s = d < sizes.channels, s < sizes.lanes
     return Tile(b, g, d + g * sizes.channels, s, mask_d, mask_s, mask_d & mask_s)
 
