@@ -70,7 +70,7 @@ FAMILIES = {"sizes": checks_of_sizes, "modes": checks_of_modes, "strides": check
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", ["fast", "asan", "race"])
+@pytest.mark.parametrize("mode", suite.MODES)
 def test_edges(mode, family):
     every = 5 if family == "sizes" and mode != "fast" else 1  # of six checks of a size, one or two
     assert not failures(mode, "s4d", FAMILIES[family]()[::every])
@@ -167,6 +167,24 @@ def test_a_nan_touches_what_comes_after_it_and_nothing_else(time, shape):
     wanted = clean.clone()
     wanted[0, 2, time:, 1] = wanted[0, 18 + 2, : time + 1, 1] = torch.nan
     assert_same_bits(results(tensors_of(check, spoiled))["y"], wanted)
+
+
+@pytest.mark.parametrize(("growth", "length"), [(1e10, 3), (1e10, 19), (100.0, 22)])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_taps_that_overflow_reach_only_steps_that_far_away(direction, growth, length):
+    """Zeros beyond the ends of a sequence are not multiplied with infinite taps."""
+    check = suite.s4d((1, 2, length, (2,), 3), direction, torch.float32, "lanes", has_z=False)
+
+    def growing(name, x):
+        x = np.ones_like(x)
+        if x.ndim == 3:
+            x[:] = growth if name == "decay" else 1, 0
+        return x
+
+    y = results(tensors_of(check, growing))["y"][0, 0, :, 0]
+    truth = (6 * growth ** torch.arange(length, dtype=torch.float64)).cumsum(0)
+    truth = truth if direction == "forward" else truth.flip(0)
+    assert_same_bits(torch.isfinite(y).int(), (truth < torch.finfo(torch.float32).max).int())
 
 
 @pytest.mark.parametrize("modes", [2, 7])
