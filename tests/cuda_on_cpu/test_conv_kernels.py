@@ -55,7 +55,7 @@ FAMILIES = {"sizes": checks_of_sizes, "filters": checks_of_filters, "strides": c
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", ["fast", "asan", "race"])
+@pytest.mark.parametrize("mode", suite.MODES)
 def test_edges(mode, family):
     assert not failures(mode, "conv", FAMILIES[family]())
 

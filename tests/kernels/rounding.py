@@ -11,19 +11,27 @@ Each operation of `Rounded` adds what it can lose (Higham, Accuracy and Stabilit
 
 An fma loses less than its product and its sum, so code that uses it stays inside.
 
-The constants, in units of u, are for the CPU kernel; other backends are at least as good and use the same ones.
+The constants, in units of u, hold for every backend: each is that of the least accurate one. PTX allows ex2.approx an
+error of 2 units in the last place, which are up to 4 u, and rcp.approx one of 1, up to 2 u.
 
 EXP = 4. exp(d A) is exp2(d (A log2 e)). Three roundings reach the exponent: log2 e itself, A log2 e, and the product by
-d. `Rounded` counts the product d A; the other two are the 2u |x| above. exp2 is then one of
+d. `Rounded` counts the product d A; the other two are the 2u |x| above. On the CPU exp2 is then one of
 (i) a 32-entry table and a polynomial of degree 2 on |r| <= 1/64: truncation 0.90, table entry 1, r and its product
 0.03, last fma 1: 2.93; (ii) degree 5 on |r| <= 1/2: truncation 1.54, Horner's last step 1, the earlier ones, which
 reach the result through |r| ln 2 < 0.35 and its powers, 0.35 / (1 - 0.35) = 0.54: 3.08; (iii) the C library's exp, at
-most one unit in the last place = 2. Arguments below -126 may be clamped there: an absolute error of 2^-126.
+most one unit in the last place = 2. Arguments below -126 may be clamped there: an absolute error of 2^-126. On a GPU it
+is (iv) ex2.approx: 4.
 
-LOG1P = 4. A polynomial of degree 10 on [0, 1] times its argument: truncation 0.12, the product 1, Horner's last step 1;
-the earlier steps lose at most half of sum |c_k| e^k / log(2) < 1.8, as the coefficients alternate: 0.9. In all 3.02.
+EXP_OF_X = 5. The same where x is one number: on a GPU an fma, which loses 1, may put back the roundings of x log2 e.
 
-RECIPROCAL = 2. A division (1), or an estimate good to 2^-14 and one Newton step: 2^-28 and one rounding (1.1).
+LOG1P = 6. On the CPU a polynomial of degree 10 on [0, 1] times its argument: truncation 0.12, the product 1, Horner's
+last step 1; the earlier steps lose at most half of sum |c_k| e^k / log(2) < 1.8, as the coefficients alternate: 0.9. In
+all 3.02. In CUDA 2 artanh(s) of s = e / (2 + e) <= 1/3 as a series: the sum 1, rcp.approx 2 and the product 1 reach the
+result times s / ((1 - s^2) artanh(s)) <= 1.09: 4.36; Horner's last step 1, s^2 and the earlier steps, which reach it
+through s^2 / 3 and its powers, 0.2; truncation 0.26. In all 5.82.
+
+RECIPROCAL = 2. A division (1), an estimate good to 2^-14 and one Newton step: 2^-28 and one rounding (1.1), or
+rcp.approx (2).
 """
 
 from __future__ import annotations
@@ -39,7 +47,7 @@ from .truth import softplus
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 TINY = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126}
 SMALLEST_STEP = {torch.float64: 0.0, torch.float32: 0.0, torch.float16: 2.0**-25, torch.bfloat16: 2.0**-126}
-EXP, LOG1P, RECIPROCAL = 4, 4, 2
+EXP, EXP_OF_X, LOG1P, RECIPROCAL = 4, 5, 6, 2
 
 
 @dataclass(frozen=True)
@@ -89,23 +97,23 @@ class Rounded:
         terms = None if self.terms is None else function(self.terms)
         return self.of(function(self.value), function(self.error), terms)
 
-    def exp(self) -> Rounded:
+    def exp(self, loses: float = EXP) -> Rounded:
         """exp, by exp2 of the argument times log2 e; two roundings of that product are counted here."""
         value = self.value.exp()
         away = self.error + 2 * self.unit * self.magnitude()
         largest = torch.exp(self.value + away)
-        return self.of(value, largest * (EXP * self.unit - torch.expm1(-away)) + self.tiny)
+        return self.of(value, largest * (loses * self.unit - torch.expm1(-away)) + self.tiny)
 
     def sigmoid(self) -> Rounded:
         """With e = exp(-|x|): 1 / (1 + e), or e times that where x < 0."""
-        e = self.of(-self.value.abs()).exp()
+        e = self.of(-self.value.abs()).exp(EXP_OF_X)
         inverse, value = 1 / (1 + e.value), torch.sigmoid(self.value)
         error = inverse * inverse * e.error + (2 + RECIPROCAL) * self.unit * value + self.tiny
         return self.of(value, error + value * (1 - value) * self.error)
 
     def softplus(self) -> Rounded:
         """max(x, 0) + log1p(exp(-|x|)); an error of x arrives multiplied by sigmoid(x)."""
-        e = self.of(-self.value.abs()).exp()
+        e = self.of(-self.value.abs()).exp(EXP_OF_X)
         value = softplus(self.value)
         error = e.error / (1 + e.value) + LOG1P * self.unit * torch.log1p(e.value) + self.unit * value + self.tiny
         return self.of(value, error + torch.sigmoid(self.value) * self.error)

@@ -178,6 +178,10 @@ def test_constants_cover_the_polynomials_they_were_derived_from():
               -0.4999993, 1.0):  # fmt: skip
         p = p * e + c
     assert (p * e / torch.log1p(e) - 1).abs().max() / unit + 2.9 <= LOG1P
+    s = e / (2 + e)
+    series = sum(2 / (2 * k + 1) * s ** (2 * k + 1) for k in range(7))
+    grows = (s / ((1 - s * s) * torch.atanh(s))).max()
+    assert (series / torch.log1p(e) - 1).abs().max() / unit + (1 + 2 + 1) * grows + 1 + 0.2 <= LOG1P
 
 
 def test_rounded_arithmetic_bounds_float32_arithmetic():
