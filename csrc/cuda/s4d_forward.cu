@@ -82,7 +82,7 @@ __device__ void put_output(const S4dPass& p, int d, const Column& c, int64_t t, 
 }
 
 // Takes the sums of direction d at steps t .. t + 7. `total` goes from one direction to the next: the sum of both, or
-// with dy times each.
+// where they have outputs of their own and dz is wanted, of dy times each.
 template <class T>
 __device__ void finish_chunk(const S4dPass& p, int d, const Column& c, int64_t t, const float* sum, float* total) {
   const bool is_last = d + 1 == p.directions;
