@@ -61,6 +61,19 @@ def test_a_motion_adapter_is_swapped_by_itself():
     assert len(report.position_limits) == len(report.swapped) // 2
 
 
+def test_temporal_cross_attention_is_kept_in_a_part_of_a_model_too():
+    block = diffusers().models.TransformerTemporalModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=8, norm_num_groups=2, cross_attention_dim=6,
+        double_self_attention=False,
+    )  # fmt: skip
+    report = swap_temporal_layers(block, states=4)
+    assert [layer.name for layer in report.swapped] == ["transformer_blocks.0.attn1"]
+    assert [layer.name for layer in report.kept] == ["transformer_blocks.0.attn2"]
+    condition = noise(2 * 4, 3, 6)  # one per pixel
+    out = block(torch.randn(2 * FRAMES, 8, 2, 2), num_frames=FRAMES, encoder_hidden_states=condition).sample
+    assert out.shape == (2 * FRAMES, 8, 2, 2) and out.isfinite().all()
+
+
 def test_position_embeddings_of_a_trained_length_are_reported():
     """AnimateDiff's end at 32 frames. The scan needs none: without them, as the report says, longer videos run."""
     animate = BY_NAME["UNetMotionModel"]
@@ -208,6 +221,19 @@ def test_new_layers_have_the_dtype_device_and_mode_of_the_old(dtype):
         if isinstance(module, ParallelScan):
             assert not module.training and not module.scan.mixer.training
             assert all(p.dtype == dtype and p.is_meta for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["UNet3DConditionModel", "Unet3D"])
+def test_models_in_bfloat16_compute_in_it(name):
+    model = BY_NAME[name].made().bfloat16()
+    swap_temporal_layers(model, states=4)
+    outputs = []
+    for module in model.modules():
+        if isinstance(module, TemporalScan):
+            module.register_forward_hook(lambda _, arguments, output: outputs.append((arguments[0], output)))
+    with torch.autocast("cpu", torch.bfloat16):  # texts and embeddings of time are float32
+        BY_NAME[name].call(model, BY_NAME[name].video().bfloat16())
+    assert outputs and all(y.dtype == torch.bfloat16 and y.isfinite().all() for _, y in outputs)
 
 
 def test_parallel_is_bit_identical_under_autocast():
