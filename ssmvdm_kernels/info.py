@@ -20,7 +20,7 @@ import torch
 from . import __version__, backends, extensions
 
 _PACKAGES = ("torch", "triton", "numpy", "einops", "safetensors")
-_VARIABLES = ("SSMVDM_STRICT", "SSMVDM_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = ("SSMVDM_STRICT", "SSMVDM_CPU_ISA", "TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _FOLDERS = re.compile(r"(?:[A-Za-z]:)?[\\/](?:[^\\/\s:'\"]+[\\/])+")
 
 

@@ -13,12 +13,12 @@ from .base import Backend
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
+from .triton import TritonBackend
 
 NAMES = ("cuda", "triton", "cpu", "reference")  # in the order of preference of backend="auto"
 
-REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (CudaBackend(), CpuBackend(), ReferenceBackend())}
-_NOT_SHIPPED = {
-    "triton": "This version ships no Triton kernels.",
+REGISTRY: dict[str, Backend] = {
+    backend.name: backend for backend in (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())
 }
 _FALLBACK = "reference"
 _warned_of: set[str] = set()
@@ -31,7 +31,7 @@ def available_backends() -> tuple[str, ...]:
 
 def missing(name: str) -> str | None:
     """Why the backend `name` runs nothing on this machine, with the remedy, or None if it runs."""
-    return REGISTRY[name].missing() if name in REGISTRY else _NOT_SHIPPED[name]
+    return REGISTRY[name].missing()
 
 
 def select(caller: str, first: Tensor, requested: str) -> Backend:
@@ -94,14 +94,12 @@ def _effective_dtype(first: Tensor) -> torch.dtype:
 
 
 def _obstacles(name: str, first: Tensor) -> list[str]:
-    if name not in REGISTRY:
-        return [_NOT_SHIPPED[name]]
     return REGISTRY[name].obstacles(first.device, _effective_dtype(first))
 
 
 def _choose(first: Tensor) -> str:
     for name in NAMES:
-        if name in REGISTRY and not _obstacles(name, first):
+        if REGISTRY[name].is_automatic(first.device) and not _obstacles(name, first):
             return name
     raise AssertionError("the reference takes every call")
 

@@ -31,6 +31,10 @@ class Backend(ABC):
     def obstacles(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         """Why it cannot take a call whose sequences have this device and dtype; an empty list if it can."""
 
+    def is_automatic(self, device: torch.device) -> bool:
+        """Whether backend="auto" considers it for this device, where nothing else stands in its way."""
+        return True
+
     @abstractmethod
     def scan(
         self, tensors: ScanTensors, direction: int, merge: int, delta_softplus: bool, return_last_state: bool

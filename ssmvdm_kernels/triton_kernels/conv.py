@@ -221,8 +221,8 @@ class ConvCall:
 
 def conv1d_forward(*arguments) -> tuple[Tensor, Tensor]:
     """The operator `conv1d_forward` of ops.py."""
-    *tensors, direction, silu = arguments
-    tensors = ConvTensors(*tensors)
+    *given, direction, silu = arguments
+    tensors = ConvTensors(*given)
     ys = CONV1D.forward_shapes(*arguments)
     written = [Sequence(y, False) if y.dim() == tensors.x.dim() else None for y in ys]
     views = tuple(None if sequence is None else sequence.views(0, False)[0] for sequence in written)
@@ -238,8 +238,8 @@ def conv1d_forward(*arguments) -> tuple[Tensor, Tensor]:
 
 def conv1d_backward(*arguments) -> tuple[Tensor, ...]:
     """The operator `conv1d_backward` of ops.py."""
-    dy, dy_b, *tensors, direction, silu, needs = arguments
-    tensors = ConvTensors(*tensors)
+    dy, dy_b, *given, direction, silu, needs = arguments
+    tensors = ConvTensors(*given)
     x = tensors.x
     gradients = CONV1D.backward_shapes(*arguments)
     wanted = {

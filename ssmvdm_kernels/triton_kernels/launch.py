@@ -32,8 +32,10 @@ class Tilings(NamedTuple):
     lanes: Tiling
 
     def of(self, u: Tensor) -> Tiling:
-        """The tile for sequences like u. A size that u does not fill is halved, but the threads of a warp stay."""
+        """The tile for sequences like u. The interpreter takes as long for a wide tile as for a narrow one."""
         lanes = math.prod(u.shape[3:])
+        if IS_INTERPRETED:
+            return Tiling(32, min(32, next_power_of_two(lanes)), programs=2)
         inner_lanes = lanes >= FEWEST_LANES and abs(lane_stride(u) or 0) < u.stride(1)
         return self.lanes if inner_lanes else self.channels
 

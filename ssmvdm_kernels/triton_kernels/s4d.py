@@ -210,9 +210,9 @@ class S4dCall(Call):
 
 def s4d_forward(*arguments) -> Tensor:
     """The operator `s4d_forward` of ops_s4d.py."""
-    *tensors, direction, merge = arguments
+    *given, direction, merge = arguments
     y = S4D.forward_shapes(*arguments)
-    call = S4dCall("s4d_forward", S4dTensors(*tensors), direction, merge, TILINGS_FORWARD)
+    call = S4dCall("s4d_forward", S4dTensors(*given), direction, merge, TILINGS_FORWARD)
     if call.is_empty:
         return y
     written = Sequence(y, call.y_is_sum())
@@ -228,8 +228,8 @@ def s4d_forward(*arguments) -> Tensor:
 
 def s4d_backward(*arguments) -> tuple[Tensor, ...]:
     """The operator `s4d_backward` of ops_s4d.py."""
-    dy, *tensors, direction, merge, needs = arguments
-    tensors = S4dTensors(*tensors)
+    dy, *given, direction, merge, needs = arguments
+    tensors = S4dTensors(*given)
     gradients = S4D.backward_shapes(*arguments)
     call = S4dCall("s4d_backward", tensors, direction, merge, TILINGS_BACKWARD)
     check("s4d_backward", "dy", dy, output_shape(tensors.u, direction, merge), tensors.u.dtype, tensors.u.device)
@@ -247,10 +247,11 @@ def launch_all(call: S4dCall, results: Results) -> None:
     outputs = [results.outputs(d) for d in range(call.count)]
     for launch in range(call.launches):
         for d, x in enumerate(call.directions):
-            views, flags = results.views(call.name_of("u", d), d), results.part_of("u", d, launch)
-            run(backward_kernel, size.programs, kept.device, call.tiling, x, outputs[d],
-                Gradients(*views, sums[d], encoded(columns), *flags), kept, MODES=call.states_at_once, STEPS=STEPS,
-                PART=call.part(d, launch, not call.halves), sizes=call.sizes_of_launch(launch))  # fmt: skip
+            (du, du_sum), (add, final) = results.views(call.name_of("u", d), d), results.part_of("u", d, launch)
+            to = Gradients(du, du_sum, sums[d], encoded(columns), add, final)
+            part = call.part(d, launch, shared=not call.halves)
+            run(backward_kernel, size.programs, kept.device, call.tiling, x, outputs[d], to, kept,
+                MODES=call.states_at_once, STEPS=STEPS, PART=part, sizes=call.sizes_of_launch(launch))  # fmt: skip
     for d in range(call.count):
         total = sums[d].sum(0)  # (channels, columns)
         results.add("decay", d, total[:, : 2 * size.states])

@@ -58,9 +58,9 @@ STEPS = 4  # between checkpoints; the states of so many steps are in registers a
 
 def scan_backward(*arguments) -> tuple[Tensor, ...]:
     """The operator `scan_backward` of ops.py."""
-    dy, dlast, *tensors, direction, merge, delta_softplus, needs = arguments
+    dy, dlast, *given, direction, merge, delta_softplus, needs = arguments
     gradients = SCAN.backward_shapes(*arguments)
-    tensors = ScanTensors(*tensors)
+    tensors = ScanTensors(*given)
     call = ScanCall("scan_backward", tensors, direction, merge, delta_softplus, TILINGS, STEPS, widen=True)
     u = tensors.u
     check(call.op, "dy", dy, output_shape(u, direction, merge), u.dtype, u.device)
@@ -97,14 +97,12 @@ def gradients_of(call: ScanCall, results: Results, d: int) -> Gradients:
     size, x = call.sizes, call.directions[d]
     has = [not m.CONSTANT.value and call.name_of(name, d) in results.wanted for name, m in (("B", x.B), ("C", x.C))]
     columns = size.states * (1 + x.B.CONSTANT.value + x.C.CONSTANT.value) + 2
-    return Gradients(
-        *results.views(call.name_of("u", d), d),
-        *results.views(call.name_of("delta", d), d),
-        sums_over_channels(call, results, sum(has) * size.states) if any(has) else None,
-        results.scratch(size.sequence_slices, size.groups * size.channels, columns),
-        encoded(columns),
-        *map(tl.constexpr, (*has, call.states_at_once.bit_length() - 1, False, True, False, True)),
-    )
+    du, du_sum = results.views(call.name_of("u", d), d)
+    ddelta, ddelta_sum = results.views(call.name_of("delta", d), d)
+    over_channels = sums_over_channels(call, results, sum(has) * size.states) if any(has) else None
+    over_sequences = results.scratch(size.sequence_slices, size.groups * size.channels, columns)
+    flags = [tl.constexpr(value) for value in (*has, call.states_at_once.bit_length() - 1, False, True, False, True)]
+    return Gradients(du, du_sum, ddelta, ddelta_sum, over_channels, over_sequences, encoded(columns), *flags)
 
 
 def sums_over_channels(call: ScanCall, results: Results, rows: int) -> Sums:

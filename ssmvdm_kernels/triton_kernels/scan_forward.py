@@ -51,9 +51,9 @@ TILINGS = Tilings(channels=Tiling(64, 1), lanes=Tiling(4, 16))
 
 def scan_forward(*arguments) -> tuple[Tensor, Tensor]:
     """The operator `scan_forward` of ops.py."""
-    *tensors, direction, merge, delta_softplus, return_last_state = arguments
+    *given, direction, merge, delta_softplus, return_last_state = arguments
     y, last = SCAN.forward_shapes(*arguments)
-    call = ScanCall("scan_forward", ScanTensors(*tensors), direction, merge, delta_softplus, TILINGS)
+    call = ScanCall("scan_forward", ScanTensors(*given), direction, merge, delta_softplus, TILINGS)
     if return_last_state and direction == BOTH:
         raise ValueError("scan_forward: last_state needs a single direction.")
     if call.is_empty:

@@ -21,7 +21,7 @@ POSITIONAL = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 def device_of(backend: str) -> str:
     """Where a backend's tensors live."""
-    return "cuda" if backend in ("cuda", "triton") else "cpu"
+    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
 
 
 def operators_of(backend: str) -> Operators:

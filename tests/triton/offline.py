@@ -107,7 +107,8 @@ def resources(kernel) -> dict[str, int]:
         file.write(kernel.asm["cubin"])
         file.flush()
         text = tool("cuobjdump", file.name, "--dump-resource-usage")
-    registers, stack, shared, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text).groups())
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    registers, stack, shared, local = map(int, found.groups())
     return {"registers": registers, "spilled": stack + local, "shared": shared}
 
 
