@@ -1,4 +1,4 @@
-"""What the bidirectional scan is compared with on the CPU, written here in plain torch.
+"""What the bidirectional scan is compared with, written here in plain torch, and the rivals on the CPU.
 
 Each rival is a function of named tensors of n sequences, (n, channels, length) unless stated, differentiable by
 autograd, and has a float64 truth of its own to be gated against.
@@ -20,11 +20,16 @@ HEAD_WIDTH = 64
 Tensors = dict[str, Tensor]
 
 
+def first_two(x: Tensor) -> Tensor:
+    return x[:2]
+
+
 @dataclass(frozen=True)
 class Rival:
     """name and label; make(case tensors or sizes) -> leaf tensors; run and truth: the same result, timed and plain.
 
-    per_sequence: names of the tensors whose first axis is the sequences.
+    per_sequence: names of the tensors that belong to the sequences, which are stored in the dtype that is compared.
+    few: such a tensor, or the result, cut down to a few sequences.
     bytes_per_element: peak working memory of forward and backward per (channel, time step) of a sequence, a rough upper
     estimate that keeps a measurement within the machine's memory.
     """
@@ -36,18 +41,21 @@ class Rival:
     truth: Callable[[Tensors], Tensor]
     per_sequence: tuple[str, ...]
     bytes_per_element: int
+    few: Callable[[Tensor], Tensor] = first_two
 
 
 def scan_tensors(sequences: int, channels: int, length: int, states: int, generator: torch.Generator) -> Tensors:
-    """Inputs of a bidirectional scan in float32: u and z shared, the rest per direction, as in the paper's mixer."""
+    """Inputs of a bidirectional scan in float32: u and z shared, the rest per direction, as in the paper's mixer. They
+    lie where the generator does."""
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, device=generator.device)
 
     tensors = {"u": normal(sequences, channels, length), "z": normal(sequences, channels, length)}
     for suffix in ("", "_b"):
         tensors["delta" + suffix] = 0.5 * normal(sequences, channels, length)
-        tensors["A" + suffix] = -torch.exp(0.5 * normal(channels, states)) * torch.arange(1, states + 1).sqrt()
+        spread = torch.arange(1, states + 1, device=generator.device).sqrt()
+        tensors["A" + suffix] = -torch.exp(0.5 * normal(channels, states)) * spread
         tensors["B" + suffix] = normal(sequences, states, length)
         tensors["C" + suffix] = normal(sequences, states, length)
         tensors["D" + suffix] = normal(channels)
@@ -189,12 +197,13 @@ def s4d_matrix(tensors: Tensors) -> Tensor:
     return torch.einsum("dts,nds->ndt", sum(kernels), u) + (tensors["D"] + tensors["D_b"])[:, None] * u
 
 
-def attention_tensors(heads: Callable[[int], int]):
-    """Maker of q, k, v (sequences, heads, length, 64); heads: of the channel count."""
+def attention_tensors(heads: Callable[[int], tuple[int, int]]):
+    """Maker of q, k, v (sequences, heads, length, width); heads: number and width for a channel count."""
 
     def make(sequences: int, channels: int, length: int, states: int, generator: torch.Generator) -> Tensors:
-        shape = (sequences, heads(channels), length, HEAD_WIDTH)
-        return {name: torch.randn(shape, generator=generator) for name in "qkv"}
+        number, width = heads(channels)
+        shape = (sequences, number, length, width)
+        return {name: torch.randn(shape, generator=generator, device=generator.device) for name in "qkv"}
 
     return make
 
@@ -204,15 +213,16 @@ def sdpa(tensors: Tensors) -> Tensor:
 
 
 def softmax_attention(tensors: Tensors) -> Tensor:
-    scores = tensors["q"] @ tensors["k"].transpose(-1, -2) * HEAD_WIDTH**-0.5
+    scores = tensors["q"] @ tensors["k"].transpose(-1, -2) * tensors["q"].shape[-1] ** -0.5
     return torch.softmax(scores, dim=-1) @ tensors["v"]
 
 
-def leaves(rival: Rival, shape) -> Tensors:
-    """Fresh leaf tensors of a rival for a `scan_case.Shape`, always the same."""
-    generator = torch.Generator().manual_seed(shape.length)
+def leaves(rival: Rival, shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensors:
+    """Fresh leaf tensors of a rival for a `scan_case.Shape`, always the same; sequences in `dtype`."""
+    generator = torch.Generator(device).manual_seed(shape.length)
     made = rival.make(shape.sequences, shape.channels, shape.length, shape.states, generator)
-    return {name: value.requires_grad_() for name, value in made.items()}
+    return {name: (value.to(dtype) if name in rival.per_sequence else value).requires_grad_()
+            for name, value in made.items()}  # fmt: skip
 
 
 _SCANNED = ("u", "z", "delta", "B", "C", "delta_b", "B_b", "C_b")
@@ -256,7 +266,7 @@ RIVALS = (
     Rival(
         "sdpa-8x64",
         "SDPA, 8 heads of 64",
-        attention_tensors(lambda channels: 8),
+        attention_tensors(lambda channels: (8, HEAD_WIDTH)),
         sdpa,
         softmax_attention,
         ("q", "k", "v"),
@@ -265,7 +275,7 @@ RIVALS = (
     Rival(
         "sdpa-equal",
         "SDPA of equal width, heads of 64",
-        attention_tensors(lambda channels: max(1, channels // HEAD_WIDTH)),
+        attention_tensors(lambda channels: (max(1, channels // HEAD_WIDTH), HEAD_WIDTH)),
         sdpa,
         softmax_attention,
         ("q", "k", "v"),

@@ -15,9 +15,8 @@ import torch
 
 from benchmarks import environment, rivals, timing
 from benchmarks.children import call_child
-from benchmarks.gate import Gate
 from benchmarks.report import prepare_folder
-from benchmarks.scan_case import Shape, gate_ours, gate_rival, gradients, like_output, our_tensors, run_ours
+from benchmarks.scan_case import Shape, gate_ours, gate_rival, gate_row, gradients, like_output, our_tensors, run_ours
 from benchmarks.scan_options import ScanOptions
 from benchmarks.scan_tables import markdown
 from benchmarks.terminal import progress_bar
@@ -120,11 +119,6 @@ def measure_shape(options: ScanOptions, shape: Shape, result: dict) -> None:
 
 def our_name(dtype: str, layout: str) -> str:
     return f"ours {dtype} {layout}"
-
-
-def gate_row(gate: Gate) -> dict:
-    status = "ok" if gate.has_passed else "gate failed"
-    return {"status": status, "detail": gate.first_failure(), "gate": gate.as_json()}
 
 
 def prepare_rival(rival: rivals.Rival, shape: Shape, options: ScanOptions, mode: str) -> tuple[dict, Callable]:
