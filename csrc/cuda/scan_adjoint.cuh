@@ -19,7 +19,7 @@ struct BackwardThread {
   const float* tile;
   T** rows;                               // [kRows][threads of the block], this thread's column
   float4 *chunk_states, *segment_states;  // [..][4][threads of the block], this thread's column
-  Exchange y_sums, dz_sums, u_sums, delta_sums;
+  float* exchange;
   Sums sums;
   float decay[1][kStates], h[kStates], q[kStates], bias, D;
   float dA[kStates], dB_const[kStates], dC_const[kStates], dD, dbias;
@@ -44,16 +44,7 @@ struct BackwardThread {
     };
     chunk_states = column(p.chunk_states, p.chunk_floats);
     segment_states = p.segment_states ? column(p.segment_states, p.segment_floats) : nullptr;
-    float* exchange = p.exchange ? p.exchange + blockIdx.x * p.exchange_floats : shared;
-    const auto place = [&](bool is_used, bool meets) {
-      const Exchange own(exchange, at.threads, meets, at.direction, p.length, at.index);
-      if (is_used) exchange += p.column_floats(at.threads, meets);
-      return own;
-    };
-    y_sums = place(p.uses_y(), p.y_meets);
-    dz_sums = place(p.uses_dz(), p.dz_meets);
-    u_sums = place(p.uses_u(), p.u_meets);
-    delta_sums = place(p.uses_delta(), p.delta_meets);
+    exchange = p.exchange ? p.exchange + blockIdx.x * p.exchange_floats : shared;
   }
 
   __device__ void begin_channel() {
@@ -80,6 +71,9 @@ struct BackwardThread {
     }
   }
 
+  __device__ Exchange at_exchange(const Waiting& quantity) const {
+    return Exchange(exchange + quantity.offset, at.threads, quantity.meets, at.direction, p.length, at.index);
+  }
   __device__ int time_of(int s) const { return x.reverse ? p.length - 1 - s : s; }
 
   template <int kCount>
@@ -208,23 +202,27 @@ struct BackwardThread {
       dbias += ddelta;
       us[i] = du, slope[i] = ddelta;
     }
-    u_sums.add(us, time_of(s), x.reverse, 0, turn, has_met);
-    delta_sums.add(slope, time_of(s), x.reverse, 0, turn, has_met);
-    if (u_sums.is_last(turn, has_met)) store(us, kDu, grad.du, s);
-    if (delta_sums.is_last(turn, has_met)) store(slope, kDdelta, grad.ddelta, s);
+    if (complete(us, p.du, s, turn, has_met)) store(us, kDu, grad.du, s);
+    if (complete(slope, p.ddelta, s, turn, has_met)) store(slope, kDdelta, grad.ddelta, s);
+  }
+
+  // Adds what others have left of a quantity; whether it is complete then.
+  template <int kCount>
+  __device__ bool complete(float (&values)[kCount], const Waiting& quantity, int s, int turn_of_it, bool has_met) const {
+    const Exchange waiting = at_exchange(quantity);
+    waiting.add(values, time_of(s), x.reverse, 0, turn_of_it, has_met);
+    return waiting.is_last(turn_of_it, has_met);
   }
 
   // From y to the outputs, and to dz, which a second direction with a dy of its own may have to complete. dzs: what is to
   // be multiplied with y.
   template <int kCount>
   __device__ void finish_outputs(float (&ys)[kCount], float (&dzs)[kCount], int s, bool has_met) {
-    y_sums.add(ys, time_of(s), x.reverse, 0, turn, has_met);
-    if (!y_sums.is_last(turn, has_met)) return;
+    if (!complete(ys, p.y, s, turn, has_met)) return;
     if (grad.dz) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) dzs[i] *= ys[i];
-      dz_sums.add(dzs, time_of(s), x.reverse, 0, kOnlyTurn, has_met);
-      if (dz_sums.is_last(kOnlyTurn, has_met)) store(dzs, kDz, grad.dz, s);
+      if (complete(dzs, p.dz, s, kOnlyTurn, has_met)) store(dzs, kDz, grad.dz, s);
     }
     if (!grad.forward_y) return;
     if (x.z) load(dzs, kZ, x.z, s);

@@ -83,7 +83,7 @@ struct Division {
     }
     const int32_t of_direction = p.width * Map::kUnit;
     threads = of_direction * p.directions;
-    place(device, of_direction, workspace);
+    place(args, device, of_direction, workspace);
   }
 
  private:
@@ -102,8 +102,8 @@ struct Division {
       p.wants_states = p.wants_states || g.dB.data || g.dC.data;
       constant = constant || args.dir[d].B_const || args.dir[d].C_const;
     }
-    p.y_meets = p.meets(), p.dz_meets = both && p.concatenate && args.dz.data;
-    p.u_meets = both && shared.u, p.delta_meets = both && shared.delta;
+    p.y.meets = p.meets(), p.dz.meets = both && p.concatenate;
+    p.du.meets = both && shared.u, p.ddelta.meets = both && shared.delta;
     p.wants_outputs = args.dz.data || args.forward_y[0].data;
     p.dlast_state = static_cast<const float*>(args.dlast_state);
     p.dinitial_state = static_cast<float*>(args.dinitial_state);
@@ -111,16 +111,21 @@ struct Division {
   }
 
   // Gives every part its place: shared memory as long as there is some, else the workspace.
-  void place(const Device& device, int32_t of_direction, char* workspace) {
+  void place(const ScanBackwardArgs& args, const Device& device, int32_t of_direction, char* workspace) {
     using Sums = decltype(sums_for(Map{}));
     const int64_t chunks = ((p.length < kSegment ? p.length : kSegment) + kChunk - 1) / kChunk;
     const int64_t segments = (p.length + kSegment - 1) / kSegment;
     p.chunk_floats = chunks * kStates * threads;
     p.segment_floats = segments * kStates * threads;
-    p.exchange_floats = (p.uses_y() ? p.column_floats(of_direction, p.y_meets) : 0) +
-                        (p.uses_dz() ? p.column_floats(of_direction, p.dz_meets) : 0) +
-                        (p.uses_u() ? p.column_floats(of_direction, p.u_meets) : 0) +
-                        (p.uses_delta() ? p.column_floats(of_direction, p.delta_meets) : 0);
+    const auto wait = [&](Waiting& quantity, bool is_needed) {
+      quantity.offset = p.exchange_floats;
+      if (is_needed) p.exchange_floats += int64_t(p.length) * of_direction * (quantity.meets ? 1 : p.directions);
+    };
+    const bool has_turns = p.turns() > 1;
+    wait(p.y, p.wants_outputs && (p.y.meets || has_turns));
+    wait(p.dz, args.dz.data && p.dz.meets);
+    wait(p.du, p.du.meets || has_turns);
+    wait(p.ddelta, p.ddelta.meets || has_turns);
     int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * threads + (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;

@@ -12,15 +12,21 @@ struct GradDirectionParams {
   Strided du, ddelta, dz, forward_y;  // in walking order; data null where not wanted
 };
 
+// Where a quantity waits to be completed: by the other direction if they meet in it, by other states if there are more.
+struct Waiting {
+  int64_t offset;  // in `exchange`
+  bool meets;
+};
+
 struct BackwardParams : ScanParams {  // y of the directions holds dy
   GradDirectionParams grad[kMaxDirections];
-  bool y_meets, u_meets, delta_meets, dz_meets;
+  Waiting y, dz, du, ddelta;
   bool wants_outputs;  // dz, or y of the forward scan
   bool wants_states;   // dB or dC that change with time
   const float* dlast_state;
   float* dinitial_state;
-  // Memory of a block: h at every chunk of a segment; h at every segment, if there are several; and what waits to be
-  // completed. Null where it lies in shared memory.
+  // Memory of a block: h at every chunk of a segment; h at every segment, if there are several; and what waits. Null
+  // where it lies in shared memory.
   float *chunk_states, *segment_states, *exchange;
   int64_t chunk_floats, segment_floats;
   // dB and dC summed over the channels of a slice: (turns, slices, directions, units, length, kStateSums, kUnit)
@@ -30,15 +36,7 @@ struct BackwardParams : ScanParams {  // y of the directions holds dy
   float* parameter_sums;
   int32_t rows;
 
-  __host__ __device__ int32_t turns() const { return states > kStates ? (states + kStates - 1) / kStates : 1; }
-  // Whether sums have to wait for the other direction or for other states.
-  __host__ __device__ bool uses_y() const { return wants_outputs && (y_meets || turns() > 1); }
-  __host__ __device__ bool uses_dz() const { return dz_meets; }
-  __host__ __device__ bool uses_u() const { return u_meets || turns() > 1; }
-  __host__ __device__ bool uses_delta() const { return delta_meets || turns() > 1; }
-  __host__ __device__ int64_t column_floats(int threads_of_direction, bool meets) const {
-    return int64_t(length) * threads_of_direction * (meets ? 1 : directions);
-  }
+  int32_t turns() const { return states > kStates ? (states + kStates - 1) / kStates : 1; }
 };
 
 // -- sums over the lanes of a warp -----------------------------------------------------------------------------------
@@ -66,8 +64,8 @@ __device__ inline float sum_four(const float* v) {
 }
 
 // Sums of factor * v over the 32 channels of a warp but for the last step: lane l gets that of state l / 2 over half of
-// them, to which the neighbouring lane has the other half. Quarters of the states come in the
-// order of ChannelThreads<true>, so that of what two lanes exchange each already has its own in front.
+// them, to which the neighbouring lane has the other half. Quarters of the states come in the order of
+// ChannelThreads<true>, so that of what two lanes exchange each already has its own in front.
 __device__ inline float sum_channels(float factor, const float (&v)[kStates]) {
   float half[8], quarter[4];
 #pragma unroll
