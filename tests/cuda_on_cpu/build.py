@@ -86,7 +86,8 @@ def kernel_sources(kernel: str = "") -> list[Path]:
 def library(mode: str, sources: list[Path], name: str) -> Path:
     """The shared library of some .cu files, with the emulator in it."""
     flags = [*COMMON, *WARNINGS, *includes(), *KERNEL_FLAGS[mode]]
-    machine = [HERE / "cuda_emulator.cpp", *([HERE / "emulator_races.cpp"] if mode == "race" else [])]
+    parts = ("cuda_emulator", "emulator_runtime", *(("emulator_races",) if mode == "race" else ()))
+    machine = [HERE / f"{part}.cpp" for part in parts]
     jobs = [(source, flags) for source in sources]
     jobs += [(source, [*COMMON, *WARNINGS, *includes(), *EMULATOR_FLAGS[mode]]) for source in machine]
     return linked(mode, f"lib{name}_{mode}.so", jobs, ["-Wl,-Bsymbolic", *LINK_FLAGS[mode]])

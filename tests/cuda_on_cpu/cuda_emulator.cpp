@@ -1,4 +1,4 @@
-// The scheduler of the emulator, and the calls of the CUDA runtime that launchers make. Compiled without the checkers
+// The scheduler of the emulator: threads as fibers, barriers, warp operations, blocks. Compiled without the checkers
 // that the kernels are compiled with, other than AddressSanitizer, which has to follow the switches between stacks.
 #include "cuda_emulator.h"
 
@@ -116,9 +116,7 @@ void* dynamic_shared;
 // Written, it makes the loader allocate this thread's static shared memory.
 [[maybe_unused]] thread_local volatile char static_shared_anchor;
 
-std::string failure;
 bool has_failed;
-cudaError_t last_error = cudaSuccess;
 std::mutex device;
 uint64_t random_state;
 
@@ -340,40 +338,11 @@ Range find_static_shared() {
 #endif
 }
 
-// As the device checks it; a grid of more than 65,535 in y or z is the classic mistake.
-std::string problem_of(dim3 grid, dim3 block, std::size_t shared_bytes) {
-  const auto text = [](dim3 size) {
-    return "(" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " + std::to_string(size.z) + ")";
-  };
-  const uint64_t count = uint64_t(block.x) * block.y * block.z;
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535)
-    return "a grid has 1 .. 2147483647, 65535, 65535 blocks, not " + text(grid);
-  if (count == 0 || block.x > 1024 || block.y > 1024 || block.z > 64 || count > kMaxThreads)
-    return "a block has 1 .. 1024 threads, at most 64 in z, not " + text(block);
-  if (shared_bytes > std::size_t(settings().shared_bytes))
-    return "a block has at most " + std::to_string(settings().shared_bytes) + " bytes of shared memory, not " +
-           std::to_string(shared_bytes);
-  return "";
-}
-
 }  // namespace
 
 // -- what kernels call ------------------------------------------------------------------------------------------------
 
-Settings& settings() {
-  static Settings value;
-  return value;
-}
-Counters& counters() {
-  static Counters value{};
-  return value;
-}
 void* shared_memory() { return dynamic_shared; }
-
-float unit_error(float x) {
-  if (settings().exact_functions) return 0.f;
-  return uint32_t(to_bits(x)) * 2654435761u >> 31 ? 1.f : -1.f;
-}
 
 void fail(const char* format, ...) {
   char text[1024];
@@ -383,7 +352,7 @@ void fail(const char* format, ...) {
   va_end(arguments);
   char place[96];
   std::snprintf(place, sizeof place, " [block (%u, %u, %u), thread %d]", blockIdx.x, blockIdx.y, blockIdx.z, running);
-  failure = std::string(text) + place;
+  last_outcome().words = std::string(text) + place;
   has_failed = true;
   if (running != kScheduler) switch_to(kScheduler, true);
   std::abort();
@@ -464,8 +433,9 @@ void note_atomic(const void* address, std::size_t bytes, const void* code) {
 
 cudaError_t run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(const void*), const void* context) {
   const std::lock_guard<std::mutex> lock(device);
-  failure = problem_of(grid, block, shared_bytes);
-  if (!failure.empty()) return last_error = cudaErrorInvalidConfiguration;
+  Outcome& outcome = last_outcome();
+  outcome = {cudaSuccess, problem_of(grid, block, shared_bytes)};
+  if (!outcome.words.empty()) return outcome.error = cudaErrorInvalidConfiguration;
   if (!stacks) allocate_stacks();
   gridDim = grid, blockDim = block;
   thread_count = int(block.x * block.y * block.z), warp_count = (thread_count + 31) / 32;
@@ -487,59 +457,9 @@ cudaError_t run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(co
     run_block(shared_bytes, static_shared);
   }
   const std::string found = observer ? observer->launch_ends() : "";
-  if (!found.empty()) failure += (has_failed ? "; " : "") + found, has_failed = true;
+  if (!found.empty()) outcome.words += (has_failed ? "; " : "") + found, has_failed = true;
   ++counters().launches;
-  return last_error = has_failed ? cudaErrorLaunchFailure : cudaSuccess;
+  return outcome.error = has_failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 }  // namespace ssmvdm::emulator
-
-// -- the CUDA runtime -------------------------------------------------------------------------------------------------
-
-using namespace ssmvdm::emulator;
-
-extern "C" {
-
-cudaError_t cudaGetLastError() {
-  const cudaError_t error = last_error;
-  last_error = cudaSuccess;
-  return error;
-}
-const char* cudaGetErrorString(cudaError_t error) {
-  if (error == cudaSuccess) return "no error";
-  return failure.empty() ? "an error that the emulator did not cause" : failure.c_str();
-}
-cudaError_t cudaGetDevice(int* index) {
-  *index = 0;
-  return cudaSuccess;
-}
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute == cudaDevAttrMultiProcessorCount)
-    *value = settings().multiprocessors;
-  else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin)
-    *value = settings().shared_bytes;
-  else
-    return failure = "the emulator does not know this device attribute", cudaErrorInvalidValue;
-  return cudaSuccess;
-}
-cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  *memory = std::calloc(bytes, 1);
-  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-cudaError_t cudaFree(void* memory) {
-  std::free(memory);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
-}
-cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
-  std::memset(memory, value, bytes);
-  return cudaSuccess;
-}
-
-}  // extern "C"

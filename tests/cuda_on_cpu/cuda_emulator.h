@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <tuple>
 #include <type_traits>
 
@@ -67,6 +68,16 @@ void note_atomic(const void* address, std::size_t bytes, const void* code);
 
 cudaError_t run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(const void*), const void* context);
 
+// Of the last launch. `words` say what was wrong with it, empty: nothing.
+struct Outcome {
+  cudaError_t error = cudaSuccess;
+  std::string words;
+};
+Outcome& last_outcome();
+
+// What a device would refuse of a launch, in words.
+std::string problem_of(dim3 grid, dim3 block, std::size_t shared_bytes);
+
 SSMVDM_UNCHECKED inline int lane_of_thread() {
   return int(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31;
 }
@@ -94,12 +105,6 @@ SSMVDM_UNCHECKED T shuffle(unsigned mask, T value, int source, int width, const 
   const bool is_inside = source >= 0 && source / width == lane / width;
   return from_bits<T>(
       warp_operation(WarpOperation::kShuffle, mask, to_bits(value), is_inside ? source : lane, file, line));
-}
-
-// Keeps a product or a sum from being contracted to a fused multiply-add.
-inline float rounded(float x) {
-  asm("" : "+x"(x));
-  return x;
 }
 
 // -- approximate functions --------------------------------------------------------------------------------------------
@@ -196,62 +201,14 @@ inline int __all_sync(unsigned mask, int predicate, SSMVDM_HERE) {
 }
 
 // Atomics are ordinary accesses, as blocks and threads never run at the same time, that are counted and marked.
-template <class T, class Update>
-__attribute__((noinline)) SSMVDM_UNCHECKED T ssmvdm_atomic(T* address, const Update& update) {
+template <class T>
+__attribute__((noinline)) SSMVDM_UNCHECKED T atomicAdd(T* address, std::common_type_t<T> value) {
   ssmvdm::emulator::note_atomic(address, sizeof(T), __builtin_return_address(0));
   const T before = *address;
-  *address = update(before);
+  *address = T(before + value);
   return before;
 }
-template <class T>
-T atomicAdd(T* address, std::common_type_t<T> value) {
-  return ssmvdm_atomic(address, [&](T x) { return T(x + value); });
-}
-template <class T>
-T atomicMax(T* address, std::common_type_t<T> value) {
-  return ssmvdm_atomic(address, [&](T x) { return x < value ? value : x; });
-}
-template <class T>
-T atomicMin(T* address, std::common_type_t<T> value) {
-  return ssmvdm_atomic(address, [&](T x) { return value < x ? value : x; });
-}
-template <class T>
-T atomicExch(T* address, std::common_type_t<T> value) {
-  return ssmvdm_atomic(address, [&](T) { return value; });
-}
-template <class T>
-T atomicCAS(T* address, std::common_type_t<T> compare, std::common_type_t<T> value) {
-  return ssmvdm_atomic(address, [&](T x) { return x == compare ? value : x; });
-}
 
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
-template <class T>
-T __ldcs(const T* address) {
-  return *address;
-}
-template <class T>
-void __stcs(T* address, std::common_type_t<T> value) {
-  *address = value;
-}
-
-inline float __int_as_float(int x) { return ssmvdm::emulator::from_bits<float>(uint32_t(x)); }
-inline float __uint_as_float(unsigned x) { return ssmvdm::emulator::from_bits<float>(x); }
-inline int __float_as_int(float x) { return int(ssmvdm::emulator::to_bits(x)); }
-inline unsigned __float_as_uint(float x) { return unsigned(ssmvdm::emulator::to_bits(x)); }
-inline int __float2int_rn(float x) { return int(std::nearbyintf(x)); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
-inline float __fmul_rn(float a, float b) { return ssmvdm::emulator::rounded(a * b); }
-inline float __fadd_rn(float a, float b) { return ssmvdm::emulator::rounded(a + b); }
-inline float __fsub_rn(float a, float b) { return ssmvdm::emulator::rounded(a - b); }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fdividef(float a, float b) { return ssmvdm::emulator::displaced(a / b, b, 2); }
-inline float rsqrtf(float x) { return ssmvdm::emulator::displaced(1.f / std::sqrt(x), x, 2); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 template <class T>
 constexpr T min(T a, std::common_type_t<T> b) {
   return b < a ? b : a;
