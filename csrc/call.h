@@ -24,7 +24,7 @@ struct Abilities {
   Tensor walkable(const Tensor& t, int64_t first_lane) const {
     if (can_walk(t, first_lane)) return t;
     const Tensor merged = dense_with_merged_lanes(t, first_lane);
-    return can_walk(merged, first_lane) ? merged : contiguous_empty(shape_of(t), t.scalar_type(), t);
+    return can_walk(merged, first_lane) ? merged : dense_with_time_innermost(t, first_lane);
   }
 };
 
@@ -49,7 +49,8 @@ class Tensors {
   Shape shape() const { return shape_of(first()); }
   int count() const { return int(tensors_.size()); }
 
-  // A (batch, [groups,] rows, length, *lanes) tensor in the storage type. `t` becomes a copy where kernels cannot walk it.
+  // A (batch, [groups,] rows, length, *lanes) tensor in the storage type. `t` becomes a copy where kernels cannot walk
+  // it.
   SequenceView sequence(Tensor& t, const char* name, const Shape& expected, bool with_groups = false) const {
     check_shape(t, expected, op, name);
     check_dtype(t, first().scalar_type(), op, name);

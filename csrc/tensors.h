@@ -136,6 +136,14 @@ inline Tensor dense_with_merged_lanes(const Tensor& like, int64_t first) {
   return dense(shape_of(like), keys, like);
 }
 
+// Dense, with rows that span as little as they can; its lanes count as one axis too.
+inline Tensor dense_with_time_innermost(const Tensor& like, int64_t first_lane) {
+  Shape keys(like.dim());
+  std::iota(keys.rbegin(), keys.rend(), 1);
+  keys[first_lane - 1] = 0;
+  return dense(shape_of(like), keys, like);
+}
+
 inline Tensor contiguous_empty(const Shape& sizes, ScalarType dtype, const Tensor& like) {
   Shape strides(sizes.size());
   int64_t step = 1;

@@ -73,12 +73,9 @@ class EmulatedBackend(KernelBackend):
 @contextmanager
 def as_cuda() -> Iterator[Operators]:
     """In this scope "cuda" is the emulated backend, and "auto" prefers it for CPU tensors too."""
-    backend, real = EmulatedBackend(), backends.REGISTRY.get("cuda")
+    backend, real = EmulatedBackend(), backends.REGISTRY["cuda"]
     backends.REGISTRY["cuda"] = backend
     try:
         yield backend.operators
     finally:
-        if real is None:
-            del backends.REGISTRY["cuda"]
-        else:
-            backends.REGISTRY["cuda"] = real
+        backends.REGISTRY["cuda"] = real
