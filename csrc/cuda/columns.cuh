@@ -169,13 +169,4 @@ struct Walk {
   }
 };
 
-// 1 / (1 + e^-x), known to 6 + 2 |x| units of 2^-24, as in eager float32: for kernels that memory must bind.
-__device__ inline float plain_sigmoid(float x) { return reciprocal_approx(1.f + exp2_approx(x * -kLog2E)); }
-__device__ inline float silu(float x) { return x * plain_sigmoid(x); }
-// The derivative of silu.
-__device__ inline float silu_slope(float x) {
-  const float s = plain_sigmoid(x);
-  return s * fmaf(x, 1.f - s, 1.f);
-}
-
 }  // namespace ssmvdm::cuda

@@ -171,7 +171,7 @@ struct BackwardThread {
       us[i] = own(us[i]), g[i] = own(g[i]) * p.scale;
       if (x.z) {
         const float dy = g[i];
-        g[i] *= gate<T>(dzs[i], &dzs[i]);
+        g[i] *= silu(dzs[i], &dzs[i]);
         dzs[i] *= dy;
       }
       dt[i] += bias, slope[i] = 1.f;
@@ -229,7 +229,7 @@ struct BackwardThread {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       float slope;
-      ys[i] *= p.scale * (x.z ? gate<T>(dzs[i], &slope) : 1.f);
+      ys[i] *= p.scale * (x.z ? silu(dzs[i], &slope) : 1.f);
     }
     store(ys, kY, grad.forward_y, s);
   }

@@ -115,7 +115,7 @@ struct ForwardThread {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       sums_of_y[i] *= p.scale;
-      if (x.z) sums_of_y[i] *= gates[i] * sigmoid<T>(gates[i]);
+      if (x.z) sums_of_y[i] *= silu(gates[i]);
     }
     if (owns) store_steps<T, kCount, kAlongTime>(sums_of_y, out, s, x.y.time);
   }
