@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -124,15 +124,21 @@ def conv(
 # -- families ----------------------------------------------------------------------------------------------------------
 
 
-def scan_edges() -> list[Case]:
-    """Every branch of the scan at sizes around its tiles."""
-    found = [case for case in cases.core() if case.dtype in STORAGE]
+def of_storage(found: Iterable[Case]) -> list[Case]:
+    """Only types that CUDA kernels take."""
+    return [case for case in found if case.dtype in STORAGE]
+
+
+def scan_sizes() -> list[Case]:
+    """Each size of the scan around its tiles, in the three real layouts."""
+    found = []
     for layout in cases.LAYOUTS:
         base = Case(layout=layout, length=5)
-        found += [dataclasses.replace(base, length=length) for length in (1, 3, 4, 8, 9, 33, 65)]
+        found += [dataclasses.replace(base, length=length) for length in (1, 3, 4, 8, 9, 31, 33, 65)]
         found += [dataclasses.replace(base, states=states) for states in (1, 15, 16, 17, 32, 33)]
         found += [dataclasses.replace(base, channels=channels) for channels in (1, 8, 31, 33, 65)]
         found += [dataclasses.replace(base, lanes=lanes) for lanes in ((), (1,), (31,), (32,), (3, 11), (65,))]
+        found += [dataclasses.replace(base, length=length, states=16, lanes=()) for length in (12, 17, 64, 130)]
     return list(dict.fromkeys(found))
 
 
@@ -154,6 +160,6 @@ def s4d_edges() -> Iterator[Check]:
 def edges(kernel: str) -> Iterator[Check]:
     """Of scan | s4d | conv."""
     if kernel == "scan":
-        yield from (scan(case) for case in scan_edges())
+        yield from (scan(case) for case in [*of_storage(cases.core()), *scan_sizes()])
     else:
         yield from {"conv": conv_edges, "s4d": s4d_edges}[kernel]()

@@ -21,24 +21,6 @@ ROWS = ("y", "u", "delta", "z", "u_b", "delta_b")  # each row of these belongs t
 LAYOUTS = cases.LAYOUTS
 
 
-def of_storage(found: list[Case]) -> list[Case]:
-    """Only types that CUDA kernels take."""
-    return [case for case in found if case.dtype in suite.STORAGE]
-
-
-def sizes() -> list[Case]:
-    """Each size around its tiles, in the three real layouts."""
-    found = []
-    for layout in LAYOUTS:
-        base = Case(layout=layout, length=5)
-        found += [dataclasses.replace(base, length=length) for length in (1, 3, 4, 8, 9, 31, 33, 65)]
-        found += [dataclasses.replace(base, states=states) for states in (1, 15, 16, 17, 32, 33)]
-        found += [dataclasses.replace(base, channels=channels) for channels in (1, 8, 31, 33, 65)]
-        found += [dataclasses.replace(base, lanes=lanes) for lanes in ((), (1,), (31,), (32,), (3, 11), (65,))]
-        found += [dataclasses.replace(base, length=length, states=16, lanes=()) for length in (12, 17, 64, 130)]
-    return list(dict.fromkeys(found))
-
-
 def strides() -> list[Case]:
     """Layouts that no fast path was made for, in each direction."""
     return [
@@ -50,8 +32,8 @@ def strides() -> list[Case]:
 
 
 FAMILIES = {
-    "sizes": sizes,
-    "options": lambda: of_storage([*cases.pairs(), *cases.core()]),
+    "sizes": suite.scan_sizes,
+    "options": lambda: suite.of_storage([*cases.pairs(), *cases.core()]),
     "strides": strides,
     "regimes": lambda: cases.regimes()[::2],
 }
