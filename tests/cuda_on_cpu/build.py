@@ -111,7 +111,8 @@ def harness_path(mode: str, kernel: str = "") -> Path:
 @functools.cache
 def harness(mode: str, kernel: str = "") -> ModuleType:
     """That module, imported; where `mode` is asan only in a process that has `sanitizer_environment()`."""
-    return load_module("_harness", harness_path(mode, kernel))
+    # pybind11 takes modules of one full name for one module.
+    return load_module(f"{mode}_{kernel}._harness", harness_path(mode, kernel))
 
 
 def load_module(name: str, path: Path) -> ModuleType:

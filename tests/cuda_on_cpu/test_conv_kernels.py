@@ -119,6 +119,18 @@ def test_only_what_is_needed(width):
         assert_same_bits(found, {name: every[name] for name in found})
 
 
+@pytest.mark.parametrize("width", [4, 6])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_shared_argument_has_the_gradients_of_both(name, width):
+    """Of so few sequences that there is one partial sum."""
+    check = suite.conv((2, 6, 20, 3), width, torch.float32, "lanes")
+    same = check.job.inputs[name]
+    apart = results(tensors_of(check, lambda key, x: same if key == name + "_b" else x))
+    shared = results(tensors_of(check, lambda key, x: None if key == name + "_b" else x))
+    wanted = {key: x for key, x in apart.items() if key != name + "_b"}
+    assert_same_bits(shared, wanted | {name: apart[name] + apart[name + "_b"]})
+
+
 @pytest.mark.parametrize("width", [3, 4, 6])
 @pytest.mark.parametrize("time", [0, 7, 8, 20])
 def test_a_nan_reaches_only_the_filter_around_it(time, width):

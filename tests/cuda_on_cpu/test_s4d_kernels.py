@@ -153,6 +153,17 @@ def test_only_what_is_needed(merge, shape):
 
 
 @pytest.mark.parametrize("shape", [DIRECT, RECURRENCE])
+@pytest.mark.parametrize("name", ["u", "decay", "weight", "D"])
+def test_one_shared_argument_has_the_gradients_of_both(name, shape):
+    check = suite.s4d(shape, "sum", torch.float32, "lanes")
+    same = check.job.inputs[name]
+    apart = results(tensors_of(check, lambda key, x: same if key == name + "_b" else x))
+    shared = results(tensors_of(check, lambda key, x: None if key == name + "_b" else x))
+    wanted = {key: x for key, x in apart.items() if key != name + "_b"}
+    assert_same_bits(shared, wanted | {name: apart[name] + apart[name + "_b"]})
+
+
+@pytest.mark.parametrize("shape", [DIRECT, RECURRENCE])
 @pytest.mark.parametrize("time", [0, 11, 16, 20])
 def test_a_nan_touches_what_comes_after_it_and_nothing_else(time, shape):
     check = suite.s4d(shape, "cat", torch.float32, "lanes", has_z=False)
