@@ -20,14 +20,17 @@ endif
 PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f)
 
-.PHONY: help bench test test-integration build lint clean missing
+.PHONY: help bench test test-cuda-offline test-integration sass cuda-resources build lint clean missing
 .NOTPARALLEL:
 
 help:
 	@echo "make bench   memory and time against frame count, for every temporal layer -> benchmarks/results/"
 	@echo "make test    the test suite"
+	@echo "make test-cuda-offline   the CUDA kernels under checkers on the CPU, and compiled for each architecture"
 	@echo "make test-integration   the tests against other packages, the long ones too, and the documentation"
 	@echo "make build   the package, installed editable with what development needs"
+	@echo "make sass    what the CUDA scan's loops cost, from machine code -> csrc/cuda/sass.md"
+	@echo "make cuda-resources   registers and spills of the CUDA kernels -> csrc/cuda/resources.md"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove build outputs and caches; the environment stays"
 
@@ -36,6 +39,12 @@ bench: build
 
 test: build
 	MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q tests
+
+test-cuda-offline: build
+	$(ENV_PYTHON) -m pytest -q -m slow tests/cuda_on_cpu
+
+sass cuda-resources: $(STAMPS)/requirements
+	$(ENV_PYTHON) -m tests.cuda_on_cpu.$(@:cuda-%=%)
 
 test-integration: build $(STAMPS)/integration
 	HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q -m "slow or not slow" tests/integration tests/docs
