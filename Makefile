@@ -3,8 +3,12 @@
 #   make test VENV=/path/env                 another virtual environment; a torch found there is kept
 #   make test PYTHON=/path/python VENV=      that interpreter's own environment, no virtual environment made
 #
+#   make test-gpu PYTHON=python3 VENV=       nothing is installed: it needs no network
+#   make test-gpu OUT=folder MAMBA_SDIST=archive      where results go; mamba-ssm's sdist, to compile and compare with
+#
 # torch is pinned by constraints.txt where none is installed yet. MAX_JOBS, NVCC_THREADS, TORCH_CUDA_ARCH_LIST,
-# CUDA_HOME, FORCE_CUDA and SSMVDM_SKIP_CUDA_BUILD reach the extension build.
+# CUDA_HOME, FORCE_CUDA and SSMVDM_SKIP_CUDA_BUILD reach the extension build. SSMVDM_COMMIT names the commit in results
+# where a copy of the tree has no git.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,6 +32,8 @@ help:
 	@echo "make test    the test suite"
 	@echo "make test-cuda-offline   the CUDA kernels under checkers on the CPU, and compiled for each architecture"
 	@echo "make test-integration   the tests against other packages, the long ones too, and the documentation"
+	@echo "make test-gpu    on a GPU: build for it, all cases on it, compute-sanitizer, the benchmark; under ten minutes"
+	@echo "make bench-gpu   the scan against its rivals on a GPU, at length -> benchmarks/results/"
 	@echo "make build   the package, installed editable with what development needs"
 	@echo "make sass    what the CUDA scan's loops cost, from machine code -> csrc/cuda/sass.md"
 	@echo "make cuda-resources   registers and spills of the CUDA kernels -> csrc/cuda/resources.md"
@@ -48,6 +54,18 @@ sass cuda-resources: $(STAMPS)/requirements
 
 test-integration: build $(STAMPS)/integration
 	HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q -m "slow or not slow" tests/integration tests/docs
+
+# An environment that is not ours is taken as it is; what is built is a stage of the command.
+GPU_READY := $(if $(strip $(VENV)),$(STAMPS)/requirements)
+GPU_OUT := $(if $(OUT),--out $(OUT))
+
+test-gpu: $(GPU_READY)
+	MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m tests.gpu $(GPU_OUT)
+
+bench-gpu: $(GPU_READY)
+	$(ENV_PYTHON) -m tests.gpu build
+	-$(ENV_PYTHON) -m tests.gpu rival
+	$(ENV_PYTHON) -m benchmarks.bench_scan --mamba build/test-gpu/mamba --compiled-lengths 16 64 $(GPU_OUT)
 
 build: $(STAMPS)/built
 

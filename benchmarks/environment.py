@@ -27,8 +27,9 @@ def device_slug(name: str) -> str:
 
 
 def commit() -> str:
-    """Commit of the checkout this file lies in, with "+" if tracked files other than results differ; "unknown" outside
-    of one."""
+    """Commit of the checkout this file lies in, with "+" if tracked files other than results differ. Outside of one,
+    where a copy of the tree may run, what SSMVDM_COMMIT says, or "unknown"."""
+    unknown = os.environ.get("SSMVDM_COMMIT", "unknown")
     folder = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
@@ -37,12 +38,12 @@ def commit() -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel") or "/") != folder:
-            return "unknown"  # site-packages inside somebody else's checkout
+            return unknown  # site-packages inside somebody else's checkout
         head = git("rev-parse", "--short=10", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
-        return head + ("+" if head and changed else "") or "unknown"
+        return head + ("+" if head and changed else "") or unknown
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
+        return unknown
 
 
 def total_memory_bytes() -> int | None:

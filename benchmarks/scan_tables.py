@@ -15,19 +15,19 @@ def markdown(result: dict) -> str:
         f"{settings['base_layout']}; medians of interleaved runs, warm. Ratios are theirs / ours."
         + (f" Vector exp2 alone: {rate / 1e9:.1f} G/s." if rate else ""),
         "## Rivals",
-        _table(["rival", *_heads(result)], _rival_rows(result)),
+        table(["rival", *_heads(result)], _rival_rows(result)),
         "`*`: timed on fewer sequences than ours and scaled up.",
         "## Ours",
-        _table(["layout, dtype", *_heads(result)], _our_rows(result)),
+        table(["layout, dtype", *_heads(result)], _our_rows(result)),
         "ms; then the ratio to the base layout and type; then the share of the operation floor (of backward alone in "
         "the second mode).",
     ]
     if result["scaling"]:
-        parts += ["## Threads", _table(["speed-up over one count", *_heads(result)], _scaling_rows(result))]
+        parts += ["## Threads", table(["speed-up over one count", *_heads(result)], _scaling_rows(result))]
     if s4d := _s4d_rows(result):
         parts += [
             "## S4D by scan and by FFT",
-            _table(["S4D, two directions", *_heads(result)], s4d),
+            table(["S4D, two directions", *_heads(result)], s4d),
             "The published form convolves by FFT of twice the length; the scan walks the recurrence of the same layer.",
         ]
     parts += ["## Peak memory of forward and backward above the inputs", _memory_table(result)]
@@ -117,9 +117,9 @@ def _memory_table(result: dict) -> str:
              else f"{row['status']}: {row['detail']}" for row in result["memory"]}  # fmt: skip
     names = [name for name in MEMORY_LABELS if (name, lengths[0]) in cells]
     rows = [[MEMORY_LABELS[name], *(cells[name, length] for length in lengths)] for name in names]
-    return _table(["tensors of (batch, channels, length)", *(f"length {length}" for length in lengths)], rows)
+    return table(["tensors of (batch, channels, length)", *(f"length {length}" for length in lengths)], rows)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

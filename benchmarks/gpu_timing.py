@@ -1,0 +1,126 @@
+"""Times of short calls on any device: candidates take turns, each in blocks of launches with cold caches.
+
+A timer makes a function ready (`prepare`) and times a block of launches of it (`block`, seconds each). Everything else,
+turns, budgets and statistics, knows no device.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median, quantiles
+
+import torch
+
+from benchmarks import gpu_device
+
+WARM_UPS = 3
+CLOCK_PERIOD_S = 1.0  # asking for the clocks costs some 50 ms of the host
+
+
+class HostTimer:
+    """Calls that have done their work when they return, by the host's clock."""
+
+    caches = "warm"
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+
+    def prepare(self, function: Callable[[], object]) -> Callable[[], object]:
+        function()
+        return function
+
+    def block(self, launch: Callable[[], object], launches: int) -> list[float]:
+        found = []
+        for _ in range(launches):
+            start = self.clock()
+            launch()
+            found.append(self.clock() - start)
+        return found
+
+    def take_clocks(self) -> dict[str, float]:
+        return {}
+
+
+class CudaTimer:
+    """A function is captured once as a CUDA graph. Before each replay a buffer of four times the L2 cache is written,
+    which takes the device longer than the host needs to enqueue what follows: events around the replay see no gaps.
+    While a block runs, the clocks are read."""
+
+    caches = "cold"
+
+    def __init__(self):
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.stream = torch.cuda.current_stream()
+        if self.stream == torch.cuda.default_stream():
+            raise ValueError("CudaTimer: expected a stream of its own to be current, got the default stream, which "
+                             "cannot be captured")  # fmt: skip
+        self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+        self._samples: list[dict] = []
+        self._asked = 0.0
+
+    def prepare(self, function: Callable[[], object]) -> Callable[[], object]:
+        for _ in range(WARM_UPS):
+            function()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            function()
+        graph.replay()
+        torch.cuda.synchronize()
+        return graph.replay
+
+    def block(self, launch: Callable[[], object], launches: int) -> list[float]:
+        events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(launches)]
+        for start, end in events:
+            self._flush.zero_()
+            start.record()
+            launch()
+            end.record()
+        if time.monotonic() - self._asked > CLOCK_PERIOD_S:
+            self._samples.append(gpu_device.query(gpu_device.CLOCK_FIELDS))
+            self._asked = time.monotonic()
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1e3 for start, end in events]
+
+    def take_clocks(self) -> dict[str, float]:
+        """Of the blocks since the last call."""
+        samples, self._samples, self._asked = self._samples, [], 0.0
+        return gpu_device.summary_of_clocks(samples)
+
+
+def in_turns(
+    timer, candidates: dict[str, Callable[[], object]], launches: int, budget_s: float, turns: int = 10
+) -> dict[str, list[list[float]]]:
+    """Seconds of every launch, by candidate and turn. candidates: prepared functions.
+
+    In each of `turns` turns every candidate is launched launches / turns times, rounded up. One that has used up its
+    budget sits out the rest, but not before it has had one turn; what a block costs is known from one launch before, so
+    that even a slow candidate's first turn keeps to the budget.
+    """
+    samples: dict[str, list[list[float]]] = {name: [] for name in candidates}
+    spent = dict.fromkeys(candidates, 0.0)
+    length = {}
+    for name, launch in candidates.items():
+        (seconds,) = timer.block(launch, 1)
+        length[name] = max(1, min(-(-launches // turns), int(budget_s / max(seconds, 1e-9))))
+    for _ in range(turns):
+        for name, launch in candidates.items():
+            if spent[name] < budget_s:
+                block = timer.block(launch, length[name])
+                samples[name].append(block)
+                spent[name] += sum(block)
+    return samples
+
+
+def summary(blocks: list[list[float]]) -> dict[str, float | int]:
+    """Median and the 10th and 90th percentile of all launches, in seconds."""
+    values = [value for block in blocks for value in block]
+    if len(values) == 1:
+        tenths = values * 9
+    else:
+        tenths = quantiles(values, n=10, method="inclusive")
+    return {"seconds": median(values), "p10_seconds": tenths[0], "p90_seconds": tenths[8], "launches": len(values)}
+
+
+def ratio(theirs: list[list[float]], ours: list[list[float]]) -> float:
+    """Median over the turns that both took part in of theirs / ours, each the median of its block."""
+    return median(median(a) / median(b) for a, b in zip(theirs, ours, strict=False))

@@ -1,0 +1,187 @@
+"""python -m tests.gpu [stage ...]: build for the GPU that is here, test, sanitize, benchmark. In ten minutes at most.
+
+Needs no network and installs nothing. Every stage has a time limit and the rest go on whatever becomes of it; the exit
+status is 0 only if none failed and something ran. What became of all of them is in test-gpu.json beside the results of
+the benchmark.
+
+--out FOLDER       for the results; default: benchmarks/results/<device>
+--mamba ARCHIVE    mamba-ssm's source distribution, to compare with; MAMBA_SDIST does the same
+--list             the stages and their limits
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from benchmarks import gpu_device
+from benchmarks.environment import device_slug
+
+from .stages import Outcome, Phase, Stage, longest_s, python, run_phases
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "build" / "test-gpu"
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TOTAL_S = 600.0
+NO_DEVICE = "PyTorch finds no CUDA device."
+SANITIZER_REFUSES = r"Device not supported|device is not supported"
+
+
+def phases(out: Path, archive: Path | None) -> list[Phase]:
+    """All stages; sums of limits stay below the total."""
+    no_device = None if torch.cuda.is_available() else NO_DEVICE
+    capability = ".".join(map(str, torch.cuda.get_device_capability())) if no_device is None else ""
+    mamba = WORK / "mamba"
+    return [
+        ((build_stage(capability, no_device),), (rival_stage(archive, mamba, no_device),)),
+        (
+            (
+                Stage("check", python("-m", "ssmvdm_kernels.check"), 60, obstacle=no_device),
+                *(kernel_tests(backend, no_device) for backend in ("cuda", "triton")),
+            ),
+            (
+                Stage("runtime", pytest_command("tests/gpu"), 90, obstacle=no_device),
+                *(sanitizer_stage(tool, no_device) for tool in TOOLS),
+            ),
+        ),
+        ((benchmark_stage(out, mamba, no_device),),),
+    ]
+
+
+def build_stage(capability: str, obstacle: str | None) -> Stage:
+    """The extension in place, for this device alone; a CUDA library that does not compile is a failure."""
+    environment = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability}
+    command = python("setup.py", "-q", "build_ext", "--inplace")
+    return Stage("build", command, 140, environment, obstacle)
+
+
+def rival_stage(archive: Path | None, folder: Path, obstacle: str | None) -> Stage:
+    if archive is None:
+        obstacle = "MAMBA_SDIST names no source distribution of mamba-ssm to compare with."
+    elif not archive.is_file():
+        obstacle = f"MAMBA_SDIST: there is no file {archive}."
+    command = python("-m", "benchmarks.mamba_ssm_sdist", str(archive), str(folder))
+    return Stage("rival", command, 140, obstacle=obstacle)
+
+
+def pytest_command(*arguments: str) -> tuple[str, ...]:
+    return python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+
+
+def kernel_tests(backend: str, obstacle: str | None) -> Stage:
+    """The cases of tests/kernels on this backend, on several processes where pytest-xdist is installed."""
+    arguments = ["tests/kernels", "-k", backend]
+    environment = {}
+    if importlib.util.find_spec("xdist") is not None:
+        workers = max(1, min(12, (os.cpu_count() or 1) - 2))
+        arguments += ["-n", str(workers)]
+        environment["OMP_NUM_THREADS"] = "1"
+    return Stage(f"{backend} cases", pytest_command(*arguments), 105, environment, obstacle)
+
+
+def sanitizer_stage(tool: str, obstacle: str | None) -> Stage:
+    """PyTorch's cache of memory is off, so that every tensor has bounds of its own."""
+    program = find_sanitizer()
+    obstacle = obstacle or (None if program else "compute-sanitizer is not installed (it comes with the CUDA toolkit).")
+    command = (program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no",
+               *python("-m", "tests.gpu.sanitized", "--seconds", "25"))  # fmt: skip
+    return Stage(tool, command, 44, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, obstacle, SANITIZER_REFUSES)
+
+
+def find_sanitizer() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [str(Path(home) / "bin") for home in homes if home]
+    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+
+
+def benchmark_stage(out: Path, mamba: Path, obstacle: str | None) -> Stage:
+    command = python("-m", "benchmarks.bench_scan", "--out", str(out), "--mamba", str(mamba), "--budget-s", "1.5")
+    return Stage("benchmark", command, 165, obstacle=obstacle)
+
+
+def selected(all_phases: list[Phase], names: list[str]) -> list[Phase]:
+    """Only the stages of these names, in their order; all of them for none. ValueError for an unknown name."""
+    known = [stage.name for phase in all_phases for chain in phase for stage in chain]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown stage {name!r}; expected some of {', '.join(known)}")
+    if not names:
+        return all_phases
+    kept = [
+        tuple(tuple(stage for stage in chain if stage.name in names) for chain in phase) for phase in all_phases
+    ]  # fmt: skip
+    kept = [tuple(chain for chain in phase if chain) for phase in kept]
+    return [phase for phase in kept if phase]
+
+
+def report(outcome: Outcome) -> None:
+    print(f"{outcome.status:<10} {outcome.name:<14} {outcome.seconds:6.1f} s  {outcome.detail}", flush=True)
+    if not outcome.is_good:
+        print("\n".join(f"    {line}" for line in outcome.tail), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--mamba", type=Path, default=os.environ.get("MAMBA_SDIST") or None)
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = (options.out or ROOT / "benchmarks" / "results" / device_slug(gpu_device.name(device))).absolute()
+    try:
+        chosen = selected(phases(out, options.mamba), options.stages)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.list:
+        for stage in (stage for phase in chosen for chain in phase for stage in chain):
+            print(f"{stage.name:<14} {stage.limit_s:4.0f} s at most")
+        print(f"{'together':<14} {longest_s(chosen):4.0f} s at most, side by side where that is possible")
+        return 0
+    return run(chosen, None if options.stages or device != "cuda" else out, device)
+
+
+def run(chosen: list[Phase], out: Path | None, device: str) -> int:
+    """Run, print and write after every stage what is known by then, unless there is no folder for it."""
+    environment = gpu_device.describe(device)
+    print(gpu_device.one_line(environment), flush=True)
+    noted: list[Outcome] = []
+    lock = threading.Lock()
+
+    def note(outcome: Outcome) -> None:
+        with lock:
+            noted.append(outcome)
+            report(outcome)
+            if out is not None:
+                write(environment, noted, out)
+
+    outcomes = run_phases(chosen, WORK, note)
+    failed = [outcome.name for outcome in outcomes if not outcome.is_good]
+    if all(outcome.status == "skipped" for outcome in outcomes):
+        print("Nothing was tested.")
+        return 1
+    print(f"FAILED: {', '.join(failed)}" if failed else "No stage failed.")
+    return 1 if failed else 0
+
+
+def write(environment: dict, outcomes: list[Outcome], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"schema": 1, "kind": "test-gpu", "environment": environment,
+             "passed": all(outcome.is_good for outcome in outcomes),
+             "stages": [outcome.as_json() for outcome in outcomes]}  # fmt: skip
+    draft = out / ".test-gpu.json"
+    draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    draft.replace(out / "test-gpu.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

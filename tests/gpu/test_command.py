@@ -1,0 +1,152 @@
+"""The command behind `make test-gpu`, with commands of its own in place of the real ones: no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import require_backend
+
+from . import __main__ as command
+from . import sanitized, stages
+from .stages import Outcome, Stage, longest_s, python, run_phases, run_stage
+
+
+def code(text: str, name: str = "stage", limit_s: float = 60.0, **fields) -> Stage:
+    return Stage(name, python("-c", text), limit_s, **fields)
+
+
+def test_a_stage_that_passes_says_its_last_line(tmp_path):
+    text = "import os; print('first'); print(os.environ['WORD']); print()"
+    found = run_stage(code(text, environment={"WORD": "last"}), tmp_path)
+    assert (found.status, found.detail, found.tail) == ("passed", "last", ())
+    assert (tmp_path / "stage.log").read_text() == "first\nlast\n\n"
+
+
+def test_a_stage_that_fails_shows_its_end(tmp_path):
+    text = "import sys; [print(i) for i in range(100)]; print('why', file=sys.stderr); sys.exit(3)"
+    found = run_stage(code(text), tmp_path)
+    assert (found.status, found.detail, found.tail[-1], len(found.tail)) == ("failed", "why", "why", stages.TAIL_LINES)
+    assert not found.is_good
+
+
+def test_a_command_that_is_not_there_fails(tmp_path):
+    found = run_stage(Stage("gone", ("no-such-program",), 5), tmp_path)
+    assert found.status == "failed" and "no-such-program" in found.detail
+
+
+def test_an_obstacle_skips_without_starting_anything(tmp_path):
+    found = run_stage(code("open('started', 'w')", obstacle="There is none."), tmp_path)
+    assert (found.status, found.detail, found.is_good) == ("skipped", "There is none.", True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_tool_does_not_support_is_skipped_only_if_it_failed(tmp_path):
+    says = "print('Error: Device not supported'); "
+    pattern = {"unsupported": command.SANITIZER_REFUSES}
+    assert run_stage(code(says + "raise SystemExit(1)", **pattern), tmp_path).status == "skipped"
+    assert run_stage(code(says, **pattern), tmp_path).status == "passed"
+    assert run_stage(code("raise SystemExit(1)", **pattern), tmp_path).status == "failed"
+
+
+def test_a_stage_past_its_limit_is_interrupted_and_may_say_how_far_it_came(tmp_path):
+    text = (
+        "import time\ntry:\n    print('going', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('3 of 9')"
+    )
+    began = time.monotonic()
+    found = run_stage(code(text, limit_s=3.0), tmp_path)
+    assert (found.status, found.detail) == ("timed out", "3 of 9")
+    assert time.monotonic() - began < 30
+
+
+def test_one_that_ignores_the_interrupt_is_killed_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "GRACE_S", 0.5)
+    child = "import time; time.sleep(600)"
+    text = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\nprint(child.pid, flush=True)\ntime.sleep(600)"
+    )
+    found = run_stage(code(text, limit_s=3.0), tmp_path)
+    assert found.status == "timed out"
+    state = Path(f"/proc/{found.detail}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_chains_run_side_by_side_and_phases_one_after_the_other(tmp_path):
+    """Two stages that wait for each other's file end only if both run at once; a failure stops nothing."""
+    meet = "import pathlib, time\npathlib.Path({0!r}).touch()\nwhile not pathlib.Path({1!r}).exists(): time.sleep(0.01)"
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    first = code(meet.format(one, other), "a"), code("raise SystemExit(1)", "a2")
+    phases = [(first, (code(meet.format(other, one), "b"),)), ((code("print('still here')", "c"),),)]
+    noted = []
+    outcomes = run_phases(phases, tmp_path / "logs", noted.append)
+    assert outcomes == noted
+    assert {found.name for found in outcomes if found.status == "passed"} == {"a", "b", "c"}
+    assert {found.name for found in outcomes if found.status == "failed"} == {"a2"}
+    assert outcomes[-1].name == "c"
+
+
+def all_stages(phases) -> list[Stage]:
+    return [stage for phase in phases for chain in phase for stage in chain]
+
+
+def test_the_limits_of_the_real_stages_keep_to_the_total(tmp_path):
+    phases = command.phases(tmp_path, tmp_path / "mamba.tar.gz")
+    assert longest_s(phases) < command.TOTAL_S
+    names = [stage.name for stage in all_stages(phases)]
+    assert len(set(names)) == len(names)
+    assert set(command.TOOLS) < set(names) and {"build", "cuda cases", "triton cases", "benchmark"} < set(names)
+
+
+def test_nothing_of_it_needs_what_a_network_brings(tmp_path):
+    for stage in all_stages(command.phases(tmp_path, None)):
+        assert not {"pip", "install", "git"} & set(stage.command), stage.command
+
+
+def test_selected_stages(tmp_path):
+    phases = command.phases(tmp_path, None)
+    chosen = command.selected(phases, ["benchmark", "memcheck", "build"])
+    assert [stage.name for stage in all_stages(chosen)] == ["build", "memcheck", "benchmark"]
+    assert command.selected(phases, []) == phases
+    with pytest.raises(ValueError, match=r"unknown stage 'bench'; expected some of build, rival"):
+        command.selected(phases, ["bench"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_everything_says_why_it_is_skipped(tmp_path, capsys):
+    assert command.main(["--out", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count(command.NO_DEVICE) == len(all_stages(command.phases(tmp_path, None))) - 1
+    assert "MAMBA_SDIST" in out and out.endswith("Nothing was tested.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_outcome_is_written_as_it_grows_and_decides_the_status(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "WORK", tmp_path / "work")
+    phases = [((code("print('fine')", "good"), code("raise SystemExit(1)", "bad")),)]
+    assert command.run(phases, tmp_path / "out", "cpu") == 1
+    found = json.loads((tmp_path / "out" / "test-gpu.json").read_text())
+    assert [(stage["name"], stage["status"]) for stage in found["stages"]] == [("good", "passed"), ("bad", "failed")]
+    assert not found["passed"] and {"device", "date", "commit", "torch"} < set(found["environment"])
+    assert capsys.readouterr().out.endswith("FAILED: bad\n")
+    assert command.run([((code("print('fine')", "good"),),)], None, "cpu") == 0
+
+
+def test_the_watched_calls_run_and_are_counted():
+    """On the CPU backend; a call of each operator comes among the first, and time ends it."""
+    backend = require_backend("cpu")
+    names = [label for label, _ in sanitized.calls(backend, "cpu")]
+    assert {name.split(",")[0] for name in names[:3]} == {"scan", "s4d", "conv"}
+    assert len(names) >= 60
+    assert sanitized.run_all([backend], "cpu", 600.0) == {backend: len(names)}
+    assert sanitized.run_all([backend], "cpu", 0.0) == {backend: 0}
+
+
+def test_outcomes_are_plain_values():
+    found = Outcome("a", "passed", 1.0, "", "true").as_json()
+    assert json.loads(json.dumps(found))["name"] == "a"
