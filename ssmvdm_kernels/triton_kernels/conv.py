@@ -52,7 +52,8 @@ def load_taps(f, tile, O):
     """The filter as a tuple, and the bias."""
     taps = ()
     for k in tl.static_range(O.WIDTH):
-        taps = (*taps, tl.load(f.weight + tile.d * O.WIDTH + k, mask=tile.mask_d, other=0.0).to(tl.float32))
+        tap = tl.load(f.weight + tile.d * O.WIDTH + k, mask=tile.mask_d, other=0.0)
+        taps = taps + (tap.to(tl.float32),)
     bias = tl.zeros(tile.d.shape, tl.float32)
     if f.bias is not None:
         bias = tl.load(f.bias + tile.d, mask=tile.mask_d, other=0.0).to(tl.float32)
@@ -63,7 +64,7 @@ def load_taps(f, tile, O):
 def empty_window(tile, O):
     window = ()
     for _ in tl.static_range(O.WIDTH):
-        window = (*window, tl.zeros(tile.mask.shape, tl.float32))
+        window = window + (tl.zeros(tile.mask.shape, tl.float32),)
     return window
 
 
@@ -72,8 +73,8 @@ def moved(window, newest, O):
     """The window one step later."""
     later = ()
     for k in tl.static_range(1, O.WIDTH):
-        later = (*later, window[k])
-    return (*later, newest)
+        later = later + (window[k],)
+    return later + (newest,)
 
 
 @triton.jit
@@ -126,7 +127,7 @@ def added_products(sums, g, window, O, TURNED: tl.constexpr):
     """g times each element of the window, added to the gradient of the tap that belongs to it."""
     total = ()
     for k in tl.static_range(O.WIDTH):
-        total = (*total, sums[k] + g * window[O.WIDTH - 1 - k if TURNED else k])
+        total = total + (sums[k] + g * window[O.WIDTH - 1 - k if TURNED else k],)
     return total
 
 

@@ -36,8 +36,10 @@ class Tilings(NamedTuple):
         lanes = math.prod(u.shape[3:])
         if IS_INTERPRETED:
             return Tiling(32, min(32, next_power_of_two(lanes)), programs=2)
-        inner_lanes = lanes >= FEWEST_LANES and abs(lane_stride(u) or 0) < u.stride(1)
-        return self.lanes if inner_lanes else self.channels
+        wider = triton.runtime.driver.active.get_current_target().warp_size // 32
+        if lanes >= FEWEST_LANES and (lane_stride(u) or 0) < u.stride(1):
+            return self.lanes._replace(block_s=self.lanes.block_s * wider)
+        return self.channels._replace(block_d=self.channels.block_d * wider)
 
 
 def next_power_of_two(number: int) -> int:

@@ -133,7 +133,7 @@ def walk_back(x, o, to, kept, slice, tile, add, sizes, MODES: tl.constexpr, STEP
             i = tl.minimum(first + k, sizes.length - 1)
             u = load_row(x.u, tile, sizes.length - 1 - i if PART.REVERSE else i)
             re, im = advance(re, im, decay_re, decay_im, u)
-            states = (*states, (re, im))
+            states = states + ((re, im),)
         for k in tl.static_range(STEPS - 1, -1, -1):
             if first + k < sizes.length:
                 t = sizes.length - 1 - first - k if PART.REVERSE else first + k

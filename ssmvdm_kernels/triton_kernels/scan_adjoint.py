@@ -98,13 +98,13 @@ def steps_again(h, A, x, first, tile, sizes, O, PART):
         t = sizes.length - 1 - i if PART.REVERSE else i
         u, raw = load_row(x.u, tile, t), load_delta(x, tile, t)
         dt = softplus(raw) if O.SOFTPLUS else raw
-        before, inputs = (*before, h), (*inputs, (u, raw, dt))
+        before, inputs = before + (h,), inputs + ((u, raw, dt),)
         if O.RAGGED:
             if first + k < sizes.length:
                 h = advance(h, A, x, u, dt, tile, t, sizes, O)
         else:
             h = advance(h, A, x, u, dt, tile, t, sizes, O)
-    return (*before, h), inputs
+    return before + (h,), inputs
 
 
 @triton.jit
