@@ -111,6 +111,7 @@ def test_cuda_tensors_take_it_first(machine):
 
 def test_without_kernels_a_cuda_call_is_told_why(monkeypatch):
     monkeypatch.setitem(extensions.problems, "_C_cuda", NO_EXTENSION)
+    monkeypatch.setattr(backends.REGISTRY["triton"], "obstacles", lambda device, dtype: ["There is no Triton."])
     monkeypatch.setattr(backends, "_warned_of", set())
     with (
         FakeTensorMode(),
