@@ -1,0 +1,168 @@
+"""Timing, statistics, clocks and floors of the GPU benchmark, with clocks and devices that are made up."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import gpu_device, gpu_timing
+from benchmarks.gpu_floors import floors
+from benchmarks.scan_case import Shape
+
+
+class FakeClock:
+    """Advances only when told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float):
+        def function():
+            self.now += seconds
+
+        return function
+
+
+def test_the_host_timer_gives_the_time_of_every_call():
+    clock = FakeClock()
+    timer = gpu_timing.HostTimer(clock)
+    launch = timer.prepare(clock.spend(0.25))
+    assert clock.now == 0.25, "it runs once before it is timed"
+    assert timer.block(launch, 3) == [0.25] * 3
+    assert timer.take_clocks() == {}
+
+
+def test_candidates_take_turns_in_blocks():
+    order = []
+
+    class Timer:
+        def block(self, launch, launches):
+            order.append((launch, launches))
+            return [0.001] * launches
+
+    samples = gpu_timing.in_turns(Timer(), {"a": "a", "b": "b"}, launches=7, budget_s=9.0, turns=3)
+    assert order == [("a", 1), ("b", 1), *[("a", 3), ("b", 3)] * 3]
+    assert [len(block) for block in samples["a"]] == [3, 3, 3]
+
+
+def test_a_slow_candidate_keeps_to_its_budget_and_has_a_turn_all_the_same():
+    clock = FakeClock()
+    calls = {"slow": clock.spend(2.0), "fast": clock.spend(0.001), "hopeless": clock.spend(50.0)}
+    samples = gpu_timing.in_turns(gpu_timing.HostTimer(clock), calls, launches=200, budget_s=5.0)
+    assert [len(block) for block in samples["slow"]] == [2, 2]  # 4 s of 5 leave room for one more turn
+    assert [len(block) for block in samples["hopeless"]] == [1]
+    assert sum(map(len, samples["fast"])) == 200
+
+
+def test_summary_and_ratio():
+    found = gpu_timing.summary([[float(i) for i in range(5)], [float(i) for i in range(5, 11)]])
+    assert found == {"seconds": 5.0, "p10_seconds": 1.0, "p90_seconds": 9.0, "launches": 11}
+    assert gpu_timing.summary([[2.0]]) == {"seconds": 2.0, "p10_seconds": 2.0, "p90_seconds": 2.0, "launches": 1}
+    # The third turn was disturbed for both; a candidate that sat out has fewer turns.
+    assert gpu_timing.ratio([[2.0, 2.0], [2.0], [20.0]], [[1.0], [1.0], [9.0], [1.0]]) == 2.0
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A torch whose device notes what it is asked to do, each replay taking a millisecond more than the last."""
+    log, state = [], {"ms": 0.0}
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+            self.at = state["ms"]
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    class Graph:
+        replays = 0
+
+        def replay(self):
+            self.replays += 1
+            log.append("replay")
+            state["ms"] += self.replays
+
+    class Buffer:
+        def zero_(self):
+            log.append("flush")
+            state["ms"] += 100.0
+
+    @contextlib.contextmanager
+    def graph(captured, stream):
+        log.append("capture")
+        yield
+        log.append("captured")
+
+    cuda = SimpleNamespace(
+        current_stream=lambda: "own", default_stream=lambda: "default", Event=Event, CUDAGraph=Graph, graph=graph,
+        synchronize=lambda: log.append("wait"), current_device=lambda: 0,
+        get_device_properties=lambda index: SimpleNamespace(L2_cache_size=50 * 2**20),
+    )  # fmt: skip
+    sizes = []
+    fake = SimpleNamespace(cuda=cuda, uint8="uint8", empty=lambda size, **_: sizes.append(size) or Buffer())
+    monkeypatch.setattr(gpu_timing, "torch", fake)
+    monkeypatch.setattr(gpu_device, "query", lambda fields: log.append("clocks") or {"sm_mhz": 1700.0})
+    return SimpleNamespace(log=log, sizes=sizes, cuda=cuda)
+
+
+def test_a_launch_on_a_gpu_is_a_replay_with_cold_caches_between_events(device):
+    timer = gpu_timing.CudaTimer()
+    launch = timer.prepare(lambda: device.log.append("call"))
+    assert device.sizes == [200 * 2**20]
+    warm = ["call"] * gpu_timing.WARM_UPS
+    assert device.log == [*warm, "wait", "capture", "call", "captured", "replay", "wait"]
+    device.log.clear()
+    assert timer.block(launch, 2) == pytest.approx([0.002, 0.003])  # not the hundred of the flush before it
+    each = ["flush", "event", "replay", "event"]
+    assert device.log == [*each, *each, "clocks", "wait"], "the clocks are read while the device is at work"
+    assert timer.take_clocks() == {"sm_mhz_min": 1700.0, "sm_mhz_median": 1700.0, "sm_mhz_max": 1700.0}
+    assert timer.take_clocks() == {}
+
+
+def test_a_graph_cannot_be_captured_on_the_default_stream(device):
+    device.cuda.current_stream = device.cuda.default_stream
+    with pytest.raises(ValueError, match="expected a stream of its own"):
+        gpu_timing.CudaTimer()
+
+
+def test_what_nvidia_smi_says():
+    assert gpu_device.parsed(gpu_device.CLOCK_FIELDS, "1980, 3201, 512.34, 45\n") == {
+        "sm_mhz": 1980.0, "memory_mhz": 3201.0, "power_w": 512.34, "temperature_c": 45.0,
+    }  # fmt: skip
+    assert gpu_device.parsed(gpu_device.CLOCK_FIELDS, "1980, [N/A], [Not Supported], 45") == {
+        "sm_mhz": 1980.0, "temperature_c": 45.0,
+    }  # fmt: skip
+    assert gpu_device.parsed(gpu_device.FIXED_FIELDS, "580.159.04, 1980, 3201, 700.00")["driver"] == "580.159.04"
+    assert gpu_device.parsed(gpu_device.CLOCK_FIELDS, "") == {}
+
+
+def test_clocks_are_summed_up_where_they_were_read():
+    samples = [{"sm_mhz": 1500.0}, {}, {"sm_mhz": 1980.0, "power_w": 300.0}, {"sm_mhz": 1700.0}]
+    assert gpu_device.summary_of_clocks(samples) == {
+        "sm_mhz_min": 1500.0, "sm_mhz_median": 1700.0, "sm_mhz_max": 1980.0,
+        "power_w_min": 300.0, "power_w_median": 300.0, "power_w_max": 300.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("length", "memory", "special", "memory_back", "issue"),
+    [(16, 0.036, 0.151, 0.065, 0.272), (64, 0.144, 0.602, 0.261, 1.09), (256, 0.577, 2.41, 1.05, 4.35)],
+)
+def test_floors_are_those_worked_out_by_hand(length, memory, special, memory_back, issue):
+    """In ms, for 132 multiprocessors at 1.755 GHz and 4.3 TB/s, to the two or three digits that were written down."""
+    found = {"multiprocessors": 132, "copy_bytes_per_second": 4.3e12}
+    shape = Shape(4096, 224, length, 16)
+    forward = floors(shape, "forward", 2, found, 1755.0)
+    backward = floors(shape, "backward", 2, found, 1755.0)
+    assert 1e3 * forward["memory"] == pytest.approx(memory, rel=0.02)
+    assert 1e3 * forward["special functions"] == pytest.approx(special, rel=0.01)
+    assert 1e3 * backward["memory"] == pytest.approx(memory_back, rel=0.02)
+    assert 1e3 * backward["issue"] == pytest.approx(issue, rel=0.01)
+    assert floors(shape, "forward", 2, found, 3510.0)["special functions"] == forward["special functions"] / 2
