@@ -4,38 +4,62 @@
 INLINE int64_t at_channel(const SequenceView& view, const Rows& rows, int64_t channel) {
   return rows.base + channel * view.row_stride;
 }
-INLINE Window load_block(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit, int64_t block,
-                         Scalar* scratch) {
-  return load_window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length,
-                     scratch);
+NOINLINE static Window load_block(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
+                                  int64_t block, Scalar* scratch) {
+  if (!view.data) return {scratch, W};
+  Window w = load_window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block),
+                         plan.length, scratch);
+  if (plan.lane_mode && w.p != scratch) w.lead = kLead * w.stride;
+  return w;
 }
-INLINE Window block_window(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit, int64_t block,
-                           Scalar* scratch) {
-  return window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), scratch);
+NOINLINE static Window block_window(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
+                                    int64_t block, Scalar* scratch) {
+  return window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), scratch,
+                plan.stream);
 }
-INLINE void store_block(Window w, const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
-                        int64_t block) {
-  store_window(w, view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length);
+NOINLINE static void store_block(Window w, const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
+                                 int64_t block) {
+  store_window(w, view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length,
+               plan.stream);
 }
 
-// The incoming gradient dy of direction d before scale and gate; `gate` gets what dz is to be multiplied with.
-static void load_gradient(const Plan& plan, const OutputArgs& args, int d, const Rows& y_rows, const Rows& z_rows,
-                          int64_t unit, int64_t block, Scalar* dy, Scalar* gate, Scalar* scratch) {
-  const int64_t L = plan.length;
-  const Window incoming = load_block(args.y[d], y_rows, plan, unit, block, scratch);
+// dy before scale and gate, and in `gate` what dz is to be multiplied with; either may be where its source is.
+static void split_gradient(const OutputArgs& args, Window incoming, Window z, Scalar* dy, Scalar* gate) {
+  const int64_t L = args.length;
   const Vec scale = Scalar(args.scale);
   if (!args.z.data) {
-    for (int64_t t = 0; t < L; ++t) (Vec::load(incoming.p + t * incoming.stride) * scale).store(dy + t * W);
+    for (int64_t t = 0; t < L; ++t) (incoming.get(t) * scale).store(dy + t * W);
     return;
   }
-  const Window z = load_block(args.z, z_rows, plan, unit, block, scratch + L * W);
   for (int64_t t = 0; t < L; ++t) {
-    const Vec x = Vec::load(z.p + t * z.stride), s = sigmoid(x),
-              g = Vec::load(incoming.p + t * incoming.stride) * scale;
+    const Vec x = z.get(t), s = sigmoid(x), g = incoming.get(t) * scale;
     (g * (x * s)).store(dy + t * W);
     (g * (s * fma(x, Vec(Scalar(1)) - s, Vec(Scalar(1))))).store(gate + t * W);
   }
 }
+
+// Where the gradient of an input goes: into its tensor; where the directions share the input, that of the first is kept
+// in a tile, which the second adds.
+struct GradientSink {
+  const Plan& plan;
+  const SequenceView& view;
+  const Rows& rows;
+  int64_t unit, block;
+  bool is_last;
+  const Scalar* other;
+  Window out;
+
+  GradientSink(const Plan& p, const SequenceView& v, const Rows& r, int64_t u, int64_t b, bool is_shared, int d,
+               Scalar* kept, Scalar* scratch)
+      : plan(p), view(v), rows(r), unit(u), block(b), is_last(v.data && (!is_shared || d == 1)) {
+    other = is_last && is_shared ? kept : nullptr;
+    out = is_last ? block_window(view, rows, plan, unit, block, scratch) : Window{kept, W};
+  }
+  INLINE void set(int64_t t, Vec v) const { out.set(t, other ? Vec::load(other + t * W) + v : v); }
+  void store() const {
+    if (is_last) store_block(out, view, rows, plan, unit, block);
+  }
+};
 
 // A gradient tile, plus that of the other direction where both share the input.
 static void store_gradient(Scalar* tile, const Scalar* other, const SequenceView& view, const Rows& rows,
@@ -44,34 +68,30 @@ static void store_gradient(Scalar* tile, const Scalar* other, const SequenceView
   const int64_t L = plan.length;
   const Window out = block_window(view, rows, plan, unit, block, tile);
   if (other)
-    for (int64_t t = 0; t < L; ++t) (Vec::load(tile + t * W) + Vec::load(other + t * W)).store(out.p + t * out.stride);
+    for (int64_t t = 0; t < L; ++t) out.set(t, Vec::load(tile + t * W) + Vec::load(other + t * W));
   else if (out.p != tile)
-    for (int64_t t = 0; t < L; ++t) Vec::load(tile + t * W).store(out.p + t * out.stride);
+    for (int64_t t = 0; t < L; ++t) out.set(t, Vec::load(tile + t * W));
   store_block(out, view, rows, plan, unit, block);
 }
 
-// y = (sum of the directions) * scale * silu(z) of one block, from tiles of the directions' sums. scratch: two tiles.
+// y = (sum of the directions) * scale * silu(z) of one block, from tiles of the directions' sums. scratch: a tile.
 static void store_outputs(const Plan& plan, const OutputArgs& args, const SequenceView* views, const Rows* y_rows,
-                          const Rows& z_rows, int64_t unit, int64_t block, Scalar* const* tiles, Scalar* scratch) {
+                          int64_t unit, int64_t block, Scalar* const* tiles, Window z, Scalar* scratch) {
   const int64_t L = plan.length;
   const int outputs = args.concatenate ? args.directions : 1;
   const bool add = !args.concatenate && args.directions == 2;
   const Vec scale = Scalar(args.scale);
   for (int d = 0; d < outputs; ++d) {
-    const Window out = block_window(views[d], y_rows[d], plan, unit, block, scratch + L * W);
+    const Window out = block_window(views[d], y_rows[d], plan, unit, block, scratch);
     const Scalar *first = tiles[d], *second = tiles[1];
-    if (args.z.data) {
-      const Window z = load_block(args.z, z_rows, plan, unit, block, scratch);
-      for (int64_t t = 0; t < L; ++t) {
-        const Vec sum = add ? Vec::load(first + t * W) + Vec::load(second + t * W) : Vec::load(first + t * W);
-        const Vec gate = Vec::load(z.p + t * z.stride);
-        (sum * scale * (gate * sigmoid(gate))).store(out.p + t * out.stride);
+    for (int64_t t = 0; t < L; ++t) {
+      Vec sum = add ? Vec::load(first + t * W) + Vec::load(second + t * W) : Vec::load(first + t * W);
+      sum = sum * scale;
+      if (args.z.data) {
+        const Vec gate = z.get(t);
+        sum = sum * (gate * sigmoid(gate));
       }
-    } else {
-      for (int64_t t = 0; t < L; ++t) {
-        const Vec sum = add ? Vec::load(first + t * W) + Vec::load(second + t * W) : Vec::load(first + t * W);
-        (sum * scale).store(out.p + t * out.stride);
-      }
+      out.set(t, sum);
     }
     store_block(out, views[d], y_rows[d], plan, unit, block);
   }

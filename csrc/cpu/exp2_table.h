@@ -6,13 +6,15 @@ alignas(64) static const uint32_t kExp2Bits[16] = {
     0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
     0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
 
+constexpr float kExp2Magic = 786432.f;  // 1.5 * 2^19: added to a number, leaves its 16ths in the low bits
+
 struct Exp2Table {
   __m512i bits;
   INLINE Exp2Table() : bits(_mm512_load_si512(kExp2Bits)) {}
 };
 
-// 2^(position + rest), where the low bits of magic_position = 1.5 * 2^19 + position count 16ths.
-INLINE Vec exp2_split(Vec magic_position, Vec rest, const Exp2Table& table) {
+// 2^(position + rest) for magic_position = kExp2Magic + position.
+INLINE Vec exp2_at(Vec magic_position, Vec rest, const Exp2Table& table) {
   const __m512i k = _mm512_castps_si512(magic_position.v);
   const __m512i bits = _mm512_permutexvar_epi32(k, table.bits);
   const Vec scale = _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_slli_epi32(k, 19)));
@@ -20,18 +22,12 @@ INLINE Vec exp2_split(Vec magic_position, Vec rest, const Exp2Table& table) {
   return fma(scale * rest, p, scale);
 }
 
-// 2^(x y) for |x y| < 126. The product is never rounded.
-INLINE Vec exp2_near(Vec x, Vec y, const Exp2Table& table) {
-  const Vec magic(786432.f);
-  const Vec k = fma(x, y, magic);
-  return exp2_split(k, fma(x, y, magic - k), table);
-}
-
-// The same bits where the result is normal, and right everywhere else: underflow, overflow, infinities, NaN.
+// 2^(x y) as exp2_near has it where the result is normal, and right everywhere else: underflow, overflow, infinities,
+// NaN.
 INLINE Vec exp2_any(Vec x, Vec y, const Exp2Table& table) {
-  const Vec magic(786432.f);
+  const Vec magic(kExp2Magic);
   const Vec position = min(Vec(252.f), max(Vec(-252.f), fma(x, y, magic) - magic));
   const Vec rest = min(Vec(0.03125f), max(Vec(-0.03125f), fma(x, y, Vec(0.f) - position)));
   const Vec whole = _mm512_roundscale_ps(position.v, 0x09);  // floor
-  return _mm512_scalef_ps(exp2_split((position - whole) + magic, rest, table).v, whole.v);
+  return _mm512_scalef_ps(exp2_at((position - whole) + magic, rest, table).v, whole.v);
 }

@@ -8,6 +8,7 @@ namespace float64 {
 #include "plan.h"
 #include "blocks.h"
 #include "scan_common.h"
+#include "scan_inputs.h"
 #include "scan_forward.h"
 #include "scan_backward.h"
 #include "s4d_direct.h"

@@ -1,22 +1,19 @@
-// Functions evaluated once per element rather than once per state: accuracy first. max and min return their second
-// argument when either is NaN, so that a NaN passes through max(constant, x).
+// The exponential of the recurrence, and functions evaluated once per element rather than once per state: there
+// accuracy comes first. max and min return their second argument when either is NaN, so that a NaN passes through
+// max(constant, x). Included inside an ISA namespace, after one of exp2_*.h.
 
-INLINE Vec scale_in_two_steps(Vec p, Vec n) {  // p * 2^n for integral |n| <= 252: under- and overflow as IEEE 754 says
-  const Vec half = round(n * Vec(0.5f));
-  return p * power_of_two(half) * power_of_two(n - half);
+// 2^(x y) for |x y| < 126. The product is never rounded where the machine has a fused multiply-add.
+INLINE Vec exp2_near(Vec x, Vec y, const Exp2Table& table) {
+  const Vec magic(kExp2Magic);
+  const Vec k = fma(x, y, magic);
+  return exp2_at(k, fma(x, y, magic - k), table);
 }
 
 INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7; zero where the result would be subnormal
-  const Vec bounded = max(Vec(-87.3f), x);
-  const Vec n = round(bounded * Vec(1.44269504f));
+  const Vec magic(kExp2Magic), bounded = max(Vec(-87.3f), x), k = fma(bounded, Vec(1.44269504f), magic), n = k - magic;
   const Vec r =
       fnma(n, Vec(-2.12194440e-4f), fnma(n, Vec(0.693359375f), bounded));  // ln 2 in two parts, the first exact
-  Vec p(0.0013814602f);
-  p = fma(p, r, Vec(0.008368716f));
-  p = fma(p, r, Vec(0.04166839f));
-  p = fma(p, r, Vec(0.16666521f));
-  p = fma(p, r, Vec(0.49999994f));
-  return zero_where_less(x, Vec(-87.3f), (fma(r * r, p, r) + Vec(1.f)) * power_of_two(n));
+  return zero_where_less(x, Vec(-87.3f), exp2_at(k, r * Vec(1.44269504f), Exp2Table()));
 }
 
 INLINE Vec log1p_unit(Vec e) {  // log(1 + e) for 0 <= e <= 1; relative error 5e-9 + rounding

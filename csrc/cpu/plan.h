@@ -7,6 +7,7 @@
 constexpr int64_t kMaxPartials = 64;  // of sums over sequences
 constexpr int64_t kFewUnits = 16;     // below this, threads also share the channels of a unit
 constexpr int64_t kTogether = 2;      // units at most that are taken through the blocks together
+constexpr int64_t kLarge = 1 << 19;   // elements of an output that does not stay in the caches of a core
 
 struct Plan {
   bool lane_mode;
@@ -16,6 +17,7 @@ struct Plan {
   int64_t segment_blocks, group_segments, segments;
   int64_t partials, splits;  // tasks = partials * splits: a run of units, a run of segments
   int64_t together;          // neighbouring units whose rows lie in the same cache lines
+  bool stream;               // outputs are written past the caches
 
   // sums: numbers per channel that a partial sum over sequences holds; least: partials at least, whatever they take
   Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like,
@@ -24,6 +26,7 @@ struct Plan {
     sequences = batch * lanes;
     // By layout alone: slices of a tensor are computed as the whole is, to the last bit.
     lane_mode = W > 1 && like.row_stride != 1 && like.time_stride != 1;
+    stream = sequences * channels * length >= kLarge;
     units = lane_mode ? (sequences + W - 1) / W : sequences;
     together = lane_mode && 2 * W * int64_t(sizeof(Scalar)) <= 64 ? kTogether : 1;
     group_channels = channels / groups;
@@ -67,7 +70,7 @@ struct Plan {
   }
 
   // Rows of a view for one unit: channels in channel mode, sequences in lane mode.
-  Rows rows_of(const SequenceView& view, int64_t unit) const {
+  NOINLINE Rows rows_of(const SequenceView& view, int64_t unit) const {
     Rows r;
     if (!view.data) return r;
     r.contiguous = true;
@@ -89,17 +92,19 @@ struct Plan {
   }
 
   // (channels, width) parameters as [blocks][padded][W] vectors times a factor; rows without data are zero.
-  void pack(const void* source, int64_t width, int64_t padded, Scalar factor, Scalar* packed) const {
+  NOINLINE void pack(const void* source, int64_t width, int64_t padded, Scalar factor, Scalar* packed) const {
     const Scalar* p = static_cast<const Scalar*>(source);
     memset(packed, 0, size_t(blocks * padded * W) * sizeof(Scalar));
     if (!p) return;
-    for (int64_t block = 0; block < blocks; ++block)
-      for (int64_t i = 0; i < W; ++i) {
-        const int64_t in_group = block % group_blocks * block_channels + (lane_mode ? 0 : i);
-        if (in_group >= group_channels) continue;
-        const int64_t channel = block / group_blocks * group_channels + in_group;
-        for (int64_t n = 0; n < width; ++n) packed[(block * padded + n) * W + i] = p[channel * width + n] * factor;
-      }
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Scalar* of_block = p + first_channel(block) * width;
+      Scalar* to = packed + block * padded * W;
+      if (lane_mode)
+        for (int64_t n = 0; n < width; ++n) Vec(of_block[n] * factor).store(to + n * W);
+      else
+        for (int64_t i = 0; i < rows(0, block); ++i)
+          for (int64_t n = 0; n < width; ++n) to[n * W + i] = of_block[i * width + n] * factor;
+    }
   }
 
   // Sums over sequences live in partial[block][padded][...] with W entries per state in channel mode, one in lane mode.
@@ -110,16 +115,21 @@ struct Plan {
     else
       (Vec::load(sums) + v).store(sums);
   }
-  // out[channel][n] = sum over partials, in order.
-  void unfold(const Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, bool accumulate,
-              Scalar* out) const {
+  // out[channel][n] = sum over partials, in order. The sums are used up.
+  NOINLINE void unfold(Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, bool accumulate,
+                       Scalar* out) const {
+    const int64_t count = blocks * padded * sum_width();
+    for (int64_t k = 1; k < partials; ++k) {
+      const Scalar* more = sums + k * partial_stride;
+      int64_t i = 0;
+      for (; i + W <= count; i += W) (Vec::load(sums + i) + Vec::load(more + i)).store(sums + i);
+      for (; W > 1 && i < count; ++i) sums[i] += more[i];
+    }
     for (int64_t channel = 0; channel < channels; ++channel) {
       const int64_t in_group = channel % group_channels;
       const int64_t block = channel / group_channels * group_blocks + in_group / block_channels;
       for (int64_t n = 0; n < width; ++n) {
-        const Scalar* p = sums + (block * padded + n) * sum_width() + (lane_mode ? 0 : in_group % W);
-        Scalar total = 0;
-        for (int64_t k = 0; k < partials; ++k) total += p[k * partial_stride];
+        const Scalar total = sums[(block * padded + n) * sum_width() + (lane_mode ? 0 : in_group % W)];
         out[channel * width + n] = accumulate ? out[channel * width + n] + total : total;
       }
     }
@@ -137,7 +147,10 @@ struct Plan {
 
 template <class F>
 struct ParallelBody {
-  static void call(int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); }
+  static void call(int64_t begin, int64_t end, void* context) {
+    (*static_cast<const F*>(context))(begin, end);
+    finish_streams();
+  }
 };
 template <class F>
 INLINE void parallel(ParallelFor run, int64_t count, const F& f) {

@@ -1,10 +1,12 @@
-// Tiles: W rows side by side, one vector per time step. A row is a channel of one sequence, or a sequence (batch, lane)
-// of one channel; either way it starts at some offset and advances by the tensor's time stride. Any strides are read
-// and written in place: rows next to each other as vectors, rows contiguous in time through transposes, the rest one by
-// one. Included inside an ISA namespace.
+// Tiles: W rows side by side, one vector per time step; fewer where `width` says so. A row is a channel of one
+// sequence, or a sequence (batch, lane) of one channel; either way it starts at some offset and advances by the
+// tensor's time stride. Any strides are read and written in place: rows next to each other as vectors, rows contiguous
+// in time through transposes, the rest one by one. Included inside an ISA namespace.
 
 using Scalar = Vec::Scalar;
 constexpr int64_t W = Vec::W;
+constexpr int64_t kLead = 32;  // time steps from fetching a line to reading it, where these lie too far apart for the
+                               // processor to see the pattern
 
 struct Rows {
   int64_t base;       // offset of the first row for channel (or state) 0
@@ -13,14 +15,23 @@ struct Rows {
 };
 
 template <class T>
+INLINE void put(Vec v, T* p, bool) {
+  v.store(p);
+}
+INLINE void put(Vec v, Scalar* p, bool stream) { stream ? v.stream(p) : v.store(p); }
+
+template <class T>
 INLINE void load_tile(const T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, Scalar* tile,
-                      int64_t tile_stride) {
+                      int64_t tile_stride, int64_t width) {
   if (rows.contiguous && count == W) {
-    for (int64_t t = 0; t < length; ++t) Vec::load(p + t * time_stride).store(tile + t * tile_stride);
+    for (int64_t t = 0; t < length; ++t) {
+      PREFETCH(p + (t + kLead) * time_stride);
+      Vec::load(p + t * time_stride).store(tile + t * tile_stride);
+    }
     return;
   }
   int64_t t = 0;
-  if (time_stride == 1 && !rows.contiguous)
+  if (time_stride == 1 && !rows.contiguous && width == W)
     for (; t + W <= length; t += W) {
       Vec r[W];
       for (int64_t i = 0; i < W; ++i) r[i] = i < count ? Vec::load(p + rows.offset[i] + t) : Vec(Scalar(0));
@@ -28,27 +39,33 @@ INLINE void load_tile(const T* p, const Rows& rows, int64_t count, int64_t time_
       for (int64_t i = 0; i < W; ++i) r[i].store(tile + (t + i) * tile_stride);
     }
   for (; t < length; ++t)
-    for (int64_t i = 0; i < W; ++i)
+    for (int64_t i = 0; i < width; ++i)
       tile[t * tile_stride + i] = i < count ? to_float(p[rows.offset[i] + t * time_stride]) : Scalar(0);
 }
 
 template <class T>
 INLINE void store_tile(T* p, const Rows& rows, int64_t count, int64_t time_stride, int64_t length, const Scalar* tile,
-                       int64_t tile_stride) {
+                       int64_t tile_stride, int64_t width, bool stream) {
   if (rows.contiguous && count == W) {
     for (int64_t t = 0; t < length; ++t) Vec::load(tile + t * tile_stride).store(p + t * time_stride);
     return;
   }
   int64_t t = 0;
-  if (time_stride == 1 && !rows.contiguous)
+  if (time_stride == 1 && !rows.contiguous && width == W)
     for (; t + W <= length; t += W) {
       Vec r[W];
       for (int64_t i = 0; i < W; ++i) r[i] = Vec::load(tile + (t + i) * tile_stride);
       transpose(r);
-      for (int64_t i = 0; i < count; ++i) r[i].store(p + rows.offset[i] + t);
+      for (int64_t i = 0; i < count; ++i) put(r[i], p + rows.offset[i] + t, stream);
     }
   for (; t < length; ++t)
     for (int64_t i = 0; i < count; ++i) from_float(tile[t * tile_stride + i], p + rows.offset[i] + t * time_stride);
+}
+
+INLINE int64_t bytes_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+
+INLINE char* address(const SequenceView& view, int64_t offset) {
+  return static_cast<char*>(view.data) + offset * bytes_of(view.dtype);
 }
 
 // Calls f(pointer of the storage type, `offset` elements into the view).
@@ -69,12 +86,16 @@ INLINE void with_storage(const SequenceView& view, int64_t offset, F&& f) {
 }
 
 NOINLINE static void load_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
-                               int64_t length, Scalar* tile, int64_t tile_stride) {
-  with_storage(view, offset, [&](auto* p) { load_tile(p, rows, count, view.time_stride, length, tile, tile_stride); });
+                               int64_t length, Scalar* tile, int64_t tile_stride, int64_t width = W) {
+  with_storage(view, offset,
+               [&](auto* p) { load_tile(p, rows, count, view.time_stride, length, tile, tile_stride, width); });
 }
 NOINLINE static void store_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
-                                int64_t length, const Scalar* tile, int64_t tile_stride) {
-  with_storage(view, offset, [&](auto* p) { store_tile(p, rows, count, view.time_stride, length, tile, tile_stride); });
+                                int64_t length, const Scalar* tile, int64_t tile_stride, int64_t width = W,
+                                bool stream = false) {
+  with_storage(view, offset, [&](auto* p) {
+    store_tile(p, rows, count, view.time_stride, length, tile, tile_stride, width, stream);
+  });
 }
 
 // A tile as it is read or written by the element-wise passes: in the tensor itself where that is W whole vectors of the
@@ -82,13 +103,28 @@ NOINLINE static void store_rows(const SequenceView& view, int64_t offset, const 
 struct Window {
   Scalar* p;
   int64_t stride;
+  bool stream = false;  // written past the caches
+  int64_t lead = 0;     // kLead time steps, where lines have to be fetched
+
+  INLINE Vec get(int64_t t) const {
+    PREFETCH(p + t * stride + lead);
+    return Vec::load(p + t * stride);
+  }
+  INLINE void set(int64_t t, Vec v) const { put(v, p + t * stride, stream); }
 };
 INLINE bool in_place(const SequenceView& view, const Rows& rows, int64_t count) {
   return rows.contiguous && count == W && view.dtype == (sizeof(Scalar) == 8 ? DType::kFloat64 : DType::kFloat32);
 }
-INLINE Window window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, Scalar* scratch) {
-  if (in_place(view, rows, count)) return {static_cast<Scalar*>(view.data) + offset, view.time_stride};
-  return {scratch, W};
+// Whether every vector of these rows, or of one row in time, is a whole cache line.
+INLINE bool in_lines(const SequenceView& view, int64_t offset, const Rows& rows) {
+  int64_t any = offset | (rows.contiguous ? view.time_stride : 0);
+  for (int64_t i = 0; i < W && !rows.contiguous; ++i) any |= rows.offset[i];
+  return Vec::kStreams && (reinterpret_cast<uintptr_t>(view.data) & 63) == 0 && any % W == 0;
+}
+INLINE Window window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, Scalar* scratch,
+                     bool stream = false) {
+  if (!in_place(view, rows, count)) return {scratch, W};
+  return {static_cast<Scalar*>(view.data) + offset, view.time_stride, stream && in_lines(view, offset, rows)};
 }
 INLINE Window load_window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length,
                           Scalar* scratch) {
@@ -97,10 +133,18 @@ INLINE Window load_window(const SequenceView& view, int64_t offset, const Rows& 
   return w;
 }
 INLINE void store_window(Window w, const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
-                         int64_t length) {
-  if (!in_place(view, rows, count)) store_rows(view, offset, rows, count, length, w.p, W);
+                         int64_t length, bool stream = false) {
+  if (in_place(view, rows, count)) return;
+  store_rows(view, offset, rows, count, length, w.p, W, W, stream && in_lines(view, offset, rows));
 }
 
+INLINE bool is_same(const SequenceView& a, const SequenceView& b) {
+  bool same = a.data == b.data && a.batch_stride == b.batch_stride && a.row_stride == b.row_stride &&
+              a.time_stride == b.time_stride && a.lane_dims == b.lane_dims;
+  for (int32_t i = 0; i < a.lane_dims; ++i)
+    same = same && a.lane_size[i] == b.lane_size[i] && a.lane_stride[i] == b.lane_stride[i];
+  return same;
+}
 INLINE int64_t sequence_offset(const SequenceView& view, int64_t lanes, int64_t sequence) {
   int64_t offset = sequence / lanes * view.batch_stride, lane = sequence % lanes;
   for (int32_t d = view.lane_dims; d-- > 0; lane /= view.lane_size[d])

@@ -126,7 +126,9 @@ struct S4dBackwardTask {
     z_rows = plan.rows_of(args.z, unit), dz_rows = plan.rows_of(args.dz, unit);
     for (int64_t b = plan.first_block(first_segment), end = plan.last_block(last_segment - 1); b < end; ++b) {
       for (int d = 0; d < args.directions; ++d) {
-        if (d == 0 || args.concatenate) load_gradient(plan, args, d, y_rows[d], z_rows, unit, b, dy, gate, scratch);
+        if (d == 0 || args.concatenate)
+          split_gradient(args, load_block(args.y[d], y_rows[d], plan, unit, b, scratch),
+                         load_block(args.z, z_rows, plan, unit, b, scratch + L * W), dy, gate);
         scan(d, unit, b, sums);
         if (args.concatenate) add_dz(d > 0, y[d]);
       }
@@ -189,7 +191,8 @@ struct S4dBackwardTask {
   void finish(int64_t unit, int64_t block) {
     const bool both = args.directions == 2;
     if (args.forward_y[0].data)
-      store_outputs(plan, args, args.forward_y, forward_rows, z_rows, unit, block, y, scratch);
+      store_outputs(plan, args, args.forward_y, forward_rows, unit, block, y,
+                    load_block(args.z, z_rows, plan, unit, block, scratch), scratch + L * W);
     if (args.dz.data && !args.concatenate) {
       if (both)
         for (int64_t i = 0; i < L * W; i += W) (Vec::load(y[0] + i) + Vec::load(y[1] + i)).store(y[0] + i);

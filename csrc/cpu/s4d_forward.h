@@ -101,7 +101,8 @@ struct S4dForwardTask {
     z_rows = plan.rows_of(args.z, unit);
     for (int64_t b = plan.first_block(first_segment), end = plan.last_block(last_segment - 1); b < end; ++b) {
       for (int d = 0; d < args.directions; ++d) scan(d, unit, b);
-      store_outputs(plan, args, args.y, y_rows, z_rows, unit, b, y, scratch);
+      const Window z = load_block(args.z, z_rows, plan, unit, b, scratch);
+      store_outputs(plan, args, args.y, y_rows, unit, b, y, z, scratch + L * W);
     }
   }
 

@@ -11,6 +11,7 @@ struct BackwardWalk : ForwardWalk {
   int64_t dC_step, dB_step;
   Scalar *d_delta_A, *d_delta_u;  // [blocks][length][W], added to; the first is <q h, A log2 e>
   Scalar *dA, *q;                 // [blocks][padded][W]; q from last to initial state
+  Stream ahead_of_adjoint;
 };
 
 template <class Access, int K, bool kAny>
@@ -29,9 +30,9 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
   const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W, *dy = w.dy + first * W;
   const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
   Scalar *y = w.y + first * W, *dC = w.dC + first * w.dC_step, *decay = w.decay, *state = w.state;
-  const char* ahead = w.ahead;
-  for (int64_t t = 0; t < w.length; ++t, ahead += w.ahead_step) {
-    PREFETCH(ahead);
+  Stream ahead = w.ahead;
+  for (int64_t t = 0; t < w.length; ++t) {
+    ahead.fetch();
     Vec dt[K], du[K], g[K], sum[K], product[kStates];
     UNROLL
     for (int k = 0; k < K; ++k) {
@@ -81,7 +82,9 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   Scalar *dB = w.dB + first * w.dB_step, *d_delta_A = w.d_delta_A + first * W, *d_delta_u = w.d_delta_u + first * W;
   const Scalar* decay = w.decay + (w.length - 1) * K * kStates * W;
   const Scalar* previous = w.state + (w.length - 2) * K * kStates * W;
+  Stream ahead = w.ahead_of_adjoint;
   for (int64_t t = 0; t < w.length; ++t) {
+    ahead.fetch();
     Vec dt[K], du[K], g[K], along_A[K], along_B[K], product[kStates];
     UNROLL
     for (int k = 0; k < K; ++k) {
@@ -129,10 +132,10 @@ INLINE void walk_backward(const BackwardWalk& w, bool per_row, int64_t blocks, b
   using Walk = void (*)(const BackwardWalk&);
   static constexpr Walk recompute[2][2][2] = {{{walk_recompute<Shared, 1, false>, walk_recompute<Shared, 1, true>},
                                                {walk_recompute<Shared, 2, false>, walk_recompute<Shared, 2, true>}},
-                                              {{walk_recompute<PerRow, 1, false>, walk_recompute<PerRow, 1, true>},
-                                               {walk_recompute<PerRow, 2, false>, walk_recompute<PerRow, 2, true>}}};
+                                              {{walk_recompute<EachRow, 1, false>, walk_recompute<EachRow, 1, true>},
+                                               {walk_recompute<EachRow, 2, false>, walk_recompute<EachRow, 2, true>}}};
   static constexpr Walk adjoint[2][2] = {{walk_adjoint<Shared, 1>, walk_adjoint<Shared, 2>},
-                                         {walk_adjoint<PerRow, 1>, walk_adjoint<PerRow, 2>}};
+                                         {walk_adjoint<EachRow, 1>, walk_adjoint<EachRow, 2>}};
   recompute[per_row][blocks - 1][any](w);
   adjoint[per_row][blocks - 1](w);
 }
@@ -144,13 +147,11 @@ struct BackwardTask {
   const ScanBackwardArgs& args;
   const int64_t L;
   Scalar *delta, *delta_u, *slope, *dy, *gate, *y[kMaxDirections], *decay, *state, *d_delta_A, *d_delta_u, *h, *q, *dA;
-  Scalar *du[kMaxDirections], *ddelta[kMaxDirections], *dz, *scratch;
+  Scalar *du, *ddelta, *dz;  // of the first direction, where the second adds its own
   StateTile state_tile;
   ChannelSums channel_sums;
   SequenceSums sums;
-  int64_t unit, next;
-  UnitRows rows, next_rows;
-  Ahead ahead;
+  Inputs inputs;
   Rows du_rows[kMaxDirections], ddelta_rows[kMaxDirections], dz_rows, forward_rows[kMaxDirections];
 
   BackwardTask(Arena& tiles, Arena& own, const ScanPlan& p)
@@ -158,20 +159,18 @@ struct BackwardTask {
         args(static_cast<const ScanBackwardArgs&>(p.args)),
         L(p.length),
         state_tile(own, p),
-        channel_sums(own, p) {
+        channel_sums(own, p),
+        inputs(tiles, p, true) {
     const int64_t tile = 2 * L * W, states = 2 * p.padded * W, walked = 2 * kStates * W;
-    for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &dz, &scratch, &y[0], &y[1],
-                       &du[0], &du[1], &ddelta[0], &ddelta[1]})
+    for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &du, &ddelta, &dz, &y[0], &y[1]})
       *t = tiles.take(tile);
     for (Scalar** t : {&h, &q, &dA}) *t = tiles.take(states);
     decay = tiles.take(L * walked);
     state = tiles.take((L + 1) * walked) + walked;
   }
 
-  void begin(int64_t new_unit, int64_t next_unit) {
-    unit = new_unit, next = next_unit;
-    rows = UnitRows(plan, unit);
-    if (next < plan.units) next_rows = UnitRows(plan, next);
+  void begin(int64_t unit, int64_t next_unit) {
+    inputs.begin(unit, next_unit);
     for (int d = 0; d < args.directions; ++d) {
       du_rows[d] = plan.rows_of(args.grad[d].du, unit);
       ddelta_rows[d] = plan.rows_of(args.grad[d].ddelta, unit);
@@ -180,19 +179,20 @@ struct BackwardTask {
     dz_rows = plan.rows_of(args.dz, unit);
   }
   void begin_segment(int64_t segment, bool new_group) {
-    if (new_group) state_tile.load(plan, unit, plan.group_of_segment(segment));
+    if (new_group) state_tile.load(plan, inputs.unit, plan.group_of_segment(segment));
     channel_sums.clear_segment();
   }
-  void end_segment(int64_t segment) { channel_sums.end_segment(unit, segment); }
+  void end_segment(int64_t segment) { channel_sums.end_segment(inputs.unit, segment); }
 
-  void scan_blocks(int64_t block, int64_t count, bool prefetch) {
-    ahead.clear();
-    if (prefetch) ahead.fill(plan, rows, next_rows, next, block + count, true);
+  void scan_blocks(int64_t block, int64_t count) {
+    const int64_t unit = inputs.unit;
+    inputs.turn(block, count);
     for (int d = 0; d < args.directions; ++d) {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
         if (d == 0 || args.concatenate)
-          load_gradient(plan, args, d, rows.y[d], rows.z, unit, block + k, dy + k * L * W, gate + k * L * W, scratch);
+          split_gradient(args, inputs.get(kY + d, block + k, dy + k * L * W),
+                         inputs.get(kZ, block + k, gate + k * L * W), dy + k * L * W, gate + k * L * W);
         any = prepare(d, block + k, k * L * W) || any;
         load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
         load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
@@ -212,34 +212,33 @@ struct BackwardTask {
 
  private:
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
-    const int64_t width = plan.bc_width(d), at = k * L * W;
+    const int64_t at = k * L * W;
     for (int64_t n = 0; n < plan.padded; n += kStates) {
       BackwardWalk w;
       w.delta = delta + at, w.delta_u = delta_u + at, w.y = y[d] + at, w.dy = dy + at;
       w.A = plan.A[d] + (block * plan.padded + n) * W;
-      w.B = state_tile.at(plan, d, 0, block) + n * width, w.C = state_tile.at(plan, d, 1, block) + n * width;
+      w.B = state_tile.at(plan, d, 0, block, n), w.C = state_tile.at(plan, d, 1, block, n);
       w.B_step = state_tile.step_of(plan, d, 0), w.C_step = state_tile.step_of(plan, d, 1);
       w.h = h + (k * plan.padded + n) * W, w.q = q + (k * plan.padded + n) * W, w.dA = dA + (k * plan.padded + n) * W;
       w.length = L, w.padded = plan.padded, w.states = plan.states - n, w.reverse = args.dir[d].reverse;
       w.decay = decay, w.state = state;
       w.d_delta_A = d_delta_A + at, w.d_delta_u = d_delta_u + at;
       channel_sums.place(d, n, &w);
-      ahead.take(&w);
+      w.ahead = inputs.take(), w.ahead_of_adjoint = inputs.take();
       walk_backward(w, plan.per_row[d], count, any);
     }
     channel_sums.fold_constants(d, block, sums);
   }
 
   bool prepare(int d, int64_t block, int64_t at) {
-    const Window u = load_block(args.dir[d].u, rows.u[d], plan, unit, block, scratch);
-    const Window raw = load_block(args.dir[d].delta, rows.delta[d], plan, unit, block, scratch + L * W);
+    const Window u = inputs.get_u(d, block), raw = inputs.get(kDelta + d, block, delta + at);
     const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W), zero(Scalar(0));
     Vec largest = zero, derivative(Scalar(1));
     for (int64_t t = 0; t < L; ++t) {
       const int64_t i = at + t * W;
-      Vec x = Vec::load(raw.p + t * raw.stride) + bias;
+      Vec x = raw.get(t) + bias;
       if (args.delta_softplus) x = softplus(x, &derivative);
-      const Vec input = Vec::load(u.p + t * u.stride);
+      const Vec input = u.get(t);
       largest = max_bits(largest, abs(x));
       x.store(delta + i);
       derivative.store(slope + i);
@@ -252,50 +251,50 @@ struct BackwardTask {
   }
 
   void finish_direction(int d, int64_t block, int64_t at) {
-    const Window u = load_block(args.dir[d].u, rows.u[d], plan, unit, block, scratch);
+    const Window u = inputs.get_u(d, block);
+    const int64_t unit = inputs.unit;
+    const bool both = args.directions == 2, share_u = both && args.shared.u, share_delta = both && args.shared.delta;
+    const int du_of = share_u ? 0 : d, ddelta_of = share_delta ? 0 : d;
+    const GradientSink du_sink(plan, args.grad[du_of].du, du_rows[du_of], unit, block, share_u, d, du + at,
+                               d_delta_u + at),
+        ddelta_sink(plan, args.grad[ddelta_of].ddelta, ddelta_rows[ddelta_of], unit, block, share_delta, d, ddelta + at,
+                    slope + at);
     const Vec D = Vec::load(plan.D[d] + block * W);
     Vec dD(Scalar(0)), dbias(Scalar(0));
     for (int64_t t = 0; t < L; ++t) {
       const int64_t i = at + t * W;
-      const Vec input = Vec::load(u.p + t * u.stride), along_B = Vec::load(d_delta_u + i), g = Vec::load(dy + i);
+      const Vec input = u.get(t), along_B = Vec::load(d_delta_u + i), g = Vec::load(dy + i);
       const Vec x = fma(Vec::load(d_delta_A + i), Vec(Scalar(kLn2)), along_B * input) * Vec::load(slope + i);
-      x.store(ddelta[d] + i);
-      fma(along_B, Vec::load(delta + i), D * g).store(du[d] + i);
+      ddelta_sink.set(t, x);
+      du_sink.set(t, fma(along_B, Vec::load(delta + i), D * g));
       dbias = dbias + x;
       dD = fma(input, g, dD);
     }
+    du_sink.store(), ddelta_sink.store();
     plan.fold(sums.dD[d] + block * plan.sum_width(), dD);
     plan.fold(sums.dbias[d] + block * plan.sum_width(), dbias);
-    if (args.z.data && args.concatenate) add_dz(d, at);
+    if (args.concatenate) put_dz(d, y[d] + at, nullptr, block, at);
   }
 
-  void add_dz(int d, int64_t at) {
-    for (int64_t i = at; i < at + L * W; i += W) {
-      const Vec x = Vec::load(gate + i) * Vec::load(y[d] + i);
-      (d == 0 ? x : Vec::load(dz + i) + x).store(dz + i);
+  // dz = gate sum, of both directions at once or, where each has its own output, one after the other.
+  void put_dz(int d, const Scalar* sum, const Scalar* other, int64_t block, int64_t at) {
+    if (!args.dz.data) return;
+    const GradientSink sink(plan, args.dz, dz_rows, inputs.unit, block, args.concatenate && args.directions == 2, d,
+                            dz + at, gate + at);
+    for (int64_t i = 0, t = 0; t < L; i += W, ++t) {
+      const Vec y = other ? Vec::load(sum + i) + Vec::load(other + i) : Vec::load(sum + i);
+      sink.set(t, Vec::load(gate + at + i) * y);
     }
+    sink.store();
   }
 
   void finish(int64_t block, int64_t at) {
-    const bool both = args.directions == 2;
     if (args.forward_y[0].data) {
       Scalar* const tiles[] = {y[0] + at, y[1] + at};
-      store_outputs(plan, args, args.forward_y, forward_rows, rows.z, unit, block, tiles, scratch);
+      store_outputs(plan, args, args.forward_y, forward_rows, inputs.unit, block, tiles,
+                    inputs.get(kZ, block, delta + at), delta_u + at);
     }
-    if (args.dz.data) {
-      if (!args.concatenate)
-        for (int64_t i = at; i < at + L * W; i += W) {
-          const Vec sum = both ? Vec::load(y[0] + i) + Vec::load(y[1] + i) : Vec::load(y[0] + i);
-          (Vec::load(gate + i) * sum).store(dz + i);
-        }
-      store_gradient(dz + at, nullptr, args.dz, dz_rows, plan, unit, block);
-    }
-    for (int d = 0; d < args.directions; ++d) {
-      store_gradient(du[d] + at, both && args.shared.u ? du[1] + at : nullptr, args.grad[d].du, du_rows[d], plan, unit,
-                     block);
-      store_gradient(ddelta[d] + at, both && args.shared.delta ? ddelta[1] + at : nullptr, args.grad[d].ddelta,
-                     ddelta_rows[d], plan, unit, block);
-    }
+    if (!args.concatenate) put_dz(0, y[0] + at, args.directions == 2 ? y[1] + at : nullptr, block, at);
   }
 };
 

@@ -57,7 +57,7 @@ struct SequenceSumsStorage {
 };
 
 // dB and dC of whole groups: stored at once, or, where the segments of a group are spread over tasks, kept until all
-// are there and then added in order. A tile is [length][padded][W or 1].
+// are there and then added in order. A tile is [length][padded], in lane mode [padded / kStates][length][kStates][W].
 struct SegmentSums {
   const ScanPlan& plan;
   const ScanBackwardArgs& args;
@@ -115,14 +115,12 @@ struct SegmentSums {
     const int64_t offset = rows.base + group * view.group_stride;
     if (plan.lane_mode) {
       for (int64_t n = 0; n < plan.states; ++n)
-        store_rows(view, offset + n * view.row_stride, rows, plan.rows(unit, 0), plan.length, sum + n * W,
-                   plan.padded * W);
+        store_rows(view, offset + n * view.row_stride, rows, plan.rows(unit, 0), plan.length,
+                   sum + (n / kStates * plan.length * kStates + n % kStates) * W, kStates * W);
       return;
     }
-    with_storage(view, offset, [&](auto* out) {
-      for (int64_t t = 0; t < plan.length; ++t)
-        for (int64_t n = 0; n < plan.states; ++n)
-          from_float(sum[t * plan.padded + n], out + t * view.time_stride + n * view.row_stride);
+    for_states(view, plan.states, plan.padded, [&](int64_t n, const Rows& states, int64_t count, int64_t width) {
+      store_rows(view, offset + n * view.row_stride, states, count, plan.length, sum + n, plan.padded, width);
     });
   }
 };
@@ -148,10 +146,11 @@ struct ChannelSums {
       for (int which = 0; which < 2; ++which) memset(walked[d][which], 0, size_t(size(d, which)) * sizeof(Scalar));
   }
   void place(int d, int64_t n, BackwardWalk* w) const {
-    w->dB = walked[d][0] + n * grad_width[d];
-    w->dC = walked[d][1] + n * grad_width[d];
-    w->dB_step = constant(d, 0) ? 0 : plan.padded * grad_width[d];
-    w->dC_step = constant(d, 1) ? 0 : plan.padded * grad_width[d];
+    const int64_t step = kStates * grad_width[d];
+    w->dB = walked[d][0] + n * grad_width[d] * (constant(d, 0) ? 1 : plan.length);
+    w->dC = walked[d][1] + n * grad_width[d] * (constant(d, 1) ? 1 : plan.length);
+    w->dB_step = constant(d, 0) ? 0 : step;
+    w->dC_step = constant(d, 1) ? 0 : step;
   }
   void fold_constants(int d, int64_t block, SequenceSums& sums) {
     for (int which = 0; which < 2; ++which) {
@@ -189,18 +188,19 @@ struct ChannelSums {
     const int64_t count = plan.length * plan.padded;
     if (plan.lane_mode) {
       for (int64_t i = 0; i < count * W; ++i) to[i] = start ? from[i] : to[i] + from[i];
-    } else if (plan.per_row[d]) {
-      for (int64_t i = 0; i < count; ++i) {
-        const Scalar sum = sum_lanes(Vec::load(from + i * W));
-        to[i] = start ? sum : to[i] + sum;
-      }
-    } else {
-      for (int64_t i = 0; i < count; i += kStates, from += kReduceWidth)
-        for (int64_t n = 0; n < kStates; ++n) {
-          Scalar sum = from[n];
-          for (int64_t j = n + kStates; j < kReduceWidth; j += kStates) sum += from[j];
-          to[i + n] = start ? sum : to[i + n] + sum;
-        }
+      return;
     }
+    for (int64_t n = 0; n < plan.padded; n += kStates)
+      for (int64_t t = 0; t < plan.length; ++t, from += kStates * grad_width[d]) {
+        Scalar* const sums = to + t * plan.padded + n;
+        if (!plan.per_row[d]) {
+          finish4(from, sums, !start);
+          continue;
+        }
+        for (int64_t i = 0; i < kStates; ++i) {
+          const Scalar sum = sum_lanes(Vec::load(from + i * W));
+          sums[i] = start ? sum : sums[i] + sum;
+        }
+      }
   }
 };

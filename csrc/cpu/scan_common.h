@@ -22,8 +22,22 @@ struct PerRow {
   }
 };
 
+enum Slot { kU, kDelta = 2, kY = 4, kZ = 6, kSlots };  // tensors (batch, channels, length, *lanes); of direction d: + d
+
+template <bool kOneRow>
+struct Choose {
+  using Rows = PerRow;
+};
+template <>
+struct Choose<true> {
+  using Rows = Shared;  // the same, and compiled once
+};
+using EachRow = Choose<W == 1>::Rows;
+
 struct ScanPlan : Plan {
   const ScanArgs& args;
+  const SequenceView* views[kSlots];
+  bool same_u;
   int64_t states, padded;  // padded to whole groups of kStates; the padding has A = B = C = 0
   bool per_row[kMaxDirections];
   int64_t at_once[kMaxDirections];  // blocks that share B and C
@@ -39,6 +53,10 @@ struct ScanPlan : Plan {
         parameters(parameter_bytes(), false) {
     Arena arena(parameters.base);
     take_parameters(arena);
+    for (int d = 0; d < kMaxDirections; ++d)
+      views[kU + d] = &a.dir[d].u, views[kDelta + d] = &a.dir[d].delta, views[kY + d] = &a.y[d];
+    views[kZ] = &a.z;
+    same_u = a.directions == 2 && is_same(a.dir[0].u, a.dir[1].u);
     for (int d = 0; d < a.directions; ++d) {
       const ScanDirection& x = a.dir[d];
       const bool constant = x.B_const || x.C_const;
@@ -65,8 +83,14 @@ struct ScanPlan : Plan {
     for (int64_t i = 0; i < W; ++i) near = near && s[i] < Scalar(125);
     return !near;
   }
+  // B and C of a unit are tiles of [length][padded], or where they differ from row to row [padded / kStates][length]
+  // [kStates][W], so that a walk reads on and on.
   int64_t bc_width(int d) const { return per_row[d] ? W : 1; }
   int64_t bc_size(int d) const { return length * padded * bc_width(d); }
+  int64_t bc_step(int d) const { return per_row[d] ? kStates * W : padded; }
+  int64_t bc_state(int d, int64_t n) const {
+    return per_row[d] ? (n / kStates * length * kStates + n % kStates) * W : n;
+  }
 
  private:
   void take_parameters(Arena& arena) {
@@ -86,8 +110,19 @@ struct ScanPlan : Plan {
   }
 };
 
-// B and C of one unit and group (each may have fewer groups of its own), as the recurrence reads them:
-// [length][padded][1 or W].
+// Calls f(first state, rows, count, width) for the states of a sequence as rows of a tile [length][padded].
+template <class F>
+INLINE void for_states(const SequenceView& view, int64_t states, int64_t padded, const F& f) {
+  Rows rows;
+  rows.base = 0, rows.contiguous = view.row_stride == 1;
+  for (int64_t i = 0; i < W; ++i) rows.offset[i] = i * view.row_stride;
+  for (int64_t n = 0; n < states; n += W) {
+    const int64_t width = padded - n < W ? padded - n : W;
+    f(n, rows, states - n < width ? states - n : width, width);
+  }
+}
+
+// B and C of one unit and group (each may have fewer groups of its own), as the recurrence reads them.
 struct StateTile {
   Scalar* scratch[kMaxDirections][2];
   const Scalar* p[kMaxDirections][2];  // B, C
@@ -105,9 +140,9 @@ struct StateTile {
       if (!x.C_const) load_one(plan, x.C, unit, group, d, 1);
     }
   }
-  const Scalar* at(const ScanPlan& plan, int d, int which, int64_t block) const {
+  const Scalar* at(const ScanPlan& plan, int d, int which, int64_t block, int64_t n) const {
     const Scalar* constant = which == 0 ? plan.B_const[d] : plan.C_const[d];
-    return constant ? constant + block * plan.padded * W : p[d][which];
+    return constant ? constant + (block * plan.padded + n) * W : p[d][which] + plan.bc_state(d, n);
   }
   int64_t step_of(const ScanPlan& plan, int d, int which) const {
     return (which == 0 ? plan.B_const[d] : plan.C_const[d]) ? 0 : step[d][which];
@@ -120,7 +155,7 @@ struct StateTile {
     const int64_t offset = rows.base + plan.own_group(view, group) * view.group_stride;
     Scalar* tile = scratch[d][which];
     p[d][which] = tile;
-    step[d][which] = padded * plan.bc_width(d);
+    step[d][which] = plan.bc_step(d);
     const bool native = view.dtype == plan.args.compute;
     if (!plan.per_row[d] && native && view.row_stride == 1 && N == padded) {
       p[d][which] = static_cast<const Scalar*>(view.data) + offset;
@@ -131,77 +166,21 @@ struct StateTile {
     if (plan.lane_mode) {
       const int64_t count = plan.rows(unit, 0);
       for (int64_t n = 0; n < N; ++n)
-        load_rows(view, offset + n * view.row_stride, rows, count, L, tile + n * W, padded * W);
+        load_rows(view, offset + n * view.row_stride, rows, count, L, tile + plan.bc_state(d, n), plan.bc_step(d));
       return;
     }
-    const int64_t width = plan.bc_width(d);
+    if (!plan.per_row[d]) {
+      for_states(view, N, padded, [&](int64_t n, const Rows& states, int64_t count, int64_t width) {
+        load_rows(view, offset + n * view.row_stride, states, count, L, tile + n, padded, width);
+      });
+      return;
+    }
     with_storage(view, offset, [&](auto* source) {
-      for (int64_t t = 0; t < L; ++t)
-        for (int64_t n = 0; n < N; ++n) {
-          const Scalar value = to_float(source[t * view.time_stride + n * view.row_stride]);
-          for (int64_t i = 0; i < width; ++i) tile[(t * padded + n) * width + i] = value;
-        }
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t t = 0; t < L; ++t)
+          Vec(to_float(source[t * view.time_stride + n * view.row_stride]))
+              .store(tile + t * plan.bc_step(d) + plan.bc_state(d, n));
     });
-  }
-};
-
-// Rows of every sequence tensor of the call for one unit.
-struct UnitRows {
-  Rows u[kMaxDirections], delta[kMaxDirections], z, y[kMaxDirections];
-  UnitRows() {}
-  UnitRows(const ScanPlan& plan, int64_t unit) {
-    const ScanArgs& a = plan.args;
-    for (int d = 0; d < a.directions; ++d) {
-      u[d] = plan.rows_of(a.dir[d].u, unit);
-      delta[d] = plan.rows_of(a.dir[d].delta, unit);
-      y[d] = plan.rows_of(a.y[d], unit);
-    }
-    z = plan.rows_of(a.z, unit);
-  }
-};
-
-// Cache lines that the next blocks will read, fetched one per time step while the present blocks are walked. A stream
-// is one tensor's lines of one block; each walk takes one.
-struct Ahead {
-  static constexpr int kStreams = 16;
-  const char* start[kStreams];
-  int64_t step[kStreams];  // bytes per time step
-  int count = 0, taken = 0;
-
-  void clear() { count = taken = 0; }
-  // For the two blocks from `block` on, or where the unit ends the first two of unit `next`.
-  void fill(const ScanPlan& plan, const UnitRows& rows, const UnitRows& next_rows, int64_t next, int64_t block,
-            bool backward) {
-    clear();
-    const bool is_last = block >= plan.blocks;
-    if (is_last && next >= plan.units) return;
-    const UnitRows& from = is_last ? next_rows : rows;
-    const int64_t first = is_last ? 0 : block;
-    const ScanArgs& a = plan.args;
-    for (int d = 0; d < a.directions; ++d) {
-      if (d == 0 || a.dir[1].u.data != a.dir[0].u.data) add(plan, a.dir[d].u, from.u[d], first);
-      add(plan, a.dir[d].delta, from.delta[d], first);
-      if (backward && (d == 0 || a.concatenate)) add(plan, a.y[d], from.y[d], first);
-    }
-    add(plan, a.z, from.z, first);
-  }
-  template <class Walk>
-  void take(Walk* w) {
-    const bool any = taken < count;
-    w->ahead = any ? start[taken] : reinterpret_cast<const char*>(w->delta);
-    w->ahead_step = any ? step[taken++] : 0;
-  }
-
- private:
-  void add(const ScanPlan& plan, const SequenceView& view, const Rows& rows, int64_t first) {
-    if (!view.data || !rows.contiguous) return;
-    const int64_t size = view.dtype == DType::kFloat64 ? 8 : view.dtype == DType::kFloat32 ? 4 : 2;
-    for (int64_t b = first; b < first + 2 && b < plan.blocks && count < kStreams; ++b) {
-      const char* p = static_cast<const char*>(view.data) + at_channel(view, rows, plan.first_channel(b)) * size;
-      if (b > first && p < start[count - 1] + 64) return;  // the same lines
-      start[count] = p;
-      step[count++] = view.time_stride * size;
-    }
   }
 };
 
@@ -258,7 +237,7 @@ static void run_units(Task* const* tasks, const ScanPlan& plan, int64_t first, i
       const bool new_group = s == first_segment || plan.group_of_segment(s) != plan.group_of_segment(s - 1);
       for (int64_t i = 0; i < count; ++i) tasks[i]->begin_segment(s, new_group);
       for (int64_t b = plan.first_block(s), end = plan.last_block(s); b < end; b += 2)
-        for (int64_t i = 0; i < count; ++i) tasks[i]->scan_blocks(b, b + 1 < end ? 2 : 1, i + 1 == count);
+        for (int64_t i = 0; i < count; ++i) tasks[i]->scan_blocks(b, b + 1 < end ? 2 : 1);
       for (int64_t i = 0; i < count; ++i) tasks[i]->end_segment(s);
     }
   }

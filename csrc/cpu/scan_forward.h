@@ -10,8 +10,7 @@ struct ForwardWalk {              // `blocks` blocks and kStates states through 
   int64_t length, padded;
   int64_t states;  // those of kStates that are not padding, which inf * 0 must not wake
   bool reverse;
-  const char* ahead;  // prefetched, one line per time step
-  int64_t ahead_step;
+  Stream ahead;
 };
 
 template <class Access, int K, bool kAny>
@@ -29,9 +28,9 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
   const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W;
   const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
   Scalar* y = w.y + first * W;
-  const char* ahead = w.ahead;
-  for (int64_t t = 0; t < w.length; ++t, ahead += w.ahead_step) {
-    PREFETCH(ahead);
+  Stream ahead = w.ahead;
+  for (int64_t t = 0; t < w.length; ++t) {
+    ahead.fetch();
     Vec dt[K], du[K], sum[K];
     UNROLL
     for (int k = 0; k < K; ++k) {
@@ -64,8 +63,8 @@ INLINE void walk_forward(const ForwardWalk& w, bool per_row, int64_t blocks, boo
   using Walk = void (*)(const ForwardWalk&);
   static constexpr Walk walks[2][2][2] = {{{walk_forward<Shared, 1, false>, walk_forward<Shared, 1, true>},
                                            {walk_forward<Shared, 2, false>, walk_forward<Shared, 2, true>}},
-                                          {{walk_forward<PerRow, 1, false>, walk_forward<PerRow, 1, true>},
-                                           {walk_forward<PerRow, 2, false>, walk_forward<PerRow, 2, true>}}};
+                                          {{walk_forward<EachRow, 1, false>, walk_forward<EachRow, 1, true>},
+                                           {walk_forward<EachRow, 2, false>, walk_forward<EachRow, 2, true>}}};
   walks[per_row][blocks - 1][any](w);
 }
 
@@ -73,11 +72,9 @@ struct ForwardTask {
   const ScanPlan& plan;
   const ScanArgs& args;
   const int64_t L;
-  Scalar *delta, *delta_u, *y[kMaxDirections], *h, *scratch;
+  Scalar *delta, *delta_u, *y[kMaxDirections], *h;
   StateTile state_tile;
-  int64_t unit, next;
-  UnitRows rows, next_rows;
-  Ahead ahead;
+  Inputs inputs;
 
   ForwardTask(Arena& tiles, Arena& own, const ScanPlan& p)
       : plan(p),
@@ -87,22 +84,18 @@ struct ForwardTask {
         delta_u(tiles.take(2 * L * W)),
         y{tiles.take(2 * L * W), tiles.take(2 * L * W)},
         h(tiles.take(2 * p.padded * W)),
-        scratch(tiles.take(2 * L * W)),
-        state_tile(own, p) {}
+        state_tile(own, p),
+        inputs(tiles, p, false) {}
 
-  void begin(int64_t new_unit, int64_t next_unit) {
-    unit = new_unit, next = next_unit;
-    rows = UnitRows(plan, unit);
-    if (next < plan.units) next_rows = UnitRows(plan, next);
-  }
+  void begin(int64_t unit, int64_t next_unit) { inputs.begin(unit, next_unit); }
   void begin_segment(int64_t segment, bool new_group) {
-    if (new_group) state_tile.load(plan, unit, plan.group_of_segment(segment));
+    if (new_group) state_tile.load(plan, inputs.unit, plan.group_of_segment(segment));
   }
   void end_segment(int64_t) {}
 
-  void scan_blocks(int64_t block, int64_t count, bool prefetch) {
-    ahead.clear();
-    if (prefetch) ahead.fill(plan, rows, next_rows, next, block + count, false);
+  void scan_blocks(int64_t block, int64_t count) {
+    const int64_t unit = inputs.unit;
+    inputs.turn(block, count);
     for (int d = 0; d < args.directions; ++d) {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
@@ -117,42 +110,41 @@ struct ForwardTask {
     }
     for (int64_t k = 0; k < count; ++k) {
       Scalar* const tiles[] = {y[0] + k * L * W, y[1] + k * L * W};
-      store_outputs(plan, args, args.y, rows.y, rows.z, unit, block + k, tiles, scratch);
+      store_outputs(plan, args, args.y, inputs.rows.of + kY, unit, block + k, tiles,
+                    inputs.get(kZ, block + k, delta + k * L * W), delta_u + k * L * W);
     }
   }
 
  private:
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
-    const int64_t width = plan.bc_width(d);
     for (int64_t n = 0; n < plan.padded; n += kStates) {
-      ForwardWalk w{delta + k * L * W,
-                    delta_u + k * L * W,
-                    y[d] + k * L * W,
-                    plan.A[d] + (block * plan.padded + n) * W,
-                    state_tile.at(plan, d, 0, block) + n * width,
-                    state_tile.at(plan, d, 1, block) + n * width,
-                    state_tile.step_of(plan, d, 0),
-                    state_tile.step_of(plan, d, 1),
-                    h + (k * plan.padded + n) * W,
-                    L,
-                    plan.padded,
-                    plan.states - n,
-                    args.dir[d].reverse};
-      ahead.take(&w);
+      const ForwardWalk w{delta + k * L * W,
+                          delta_u + k * L * W,
+                          y[d] + k * L * W,
+                          plan.A[d] + (block * plan.padded + n) * W,
+                          state_tile.at(plan, d, 0, block, n),
+                          state_tile.at(plan, d, 1, block, n),
+                          state_tile.step_of(plan, d, 0),
+                          state_tile.step_of(plan, d, 1),
+                          h + (k * plan.padded + n) * W,
+                          L,
+                          plan.padded,
+                          plan.states - n,
+                          args.dir[d].reverse,
+                          inputs.take()};
       walk_forward(w, plan.per_row[d], count, any);
     }
   }
 
   // delta after bias and softplus, delta u, and y = D u; says whether the slow exponential is needed.
   bool prepare(int d, int64_t block, Scalar* dt, Scalar* du, Scalar* sum) {
-    const Window u = load_block(args.dir[d].u, rows.u[d], plan, unit, block, scratch);
-    const Window raw = load_block(args.dir[d].delta, rows.delta[d], plan, unit, block, scratch + L * W);
+    const Window u = inputs.get_u(d, block), raw = inputs.get(kDelta + d, block, dt);
     const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W);
     Vec largest(Scalar(0));
     for (int64_t t = 0; t < L; ++t) {
-      Vec x = Vec::load(raw.p + t * raw.stride) + bias;
+      Vec x = raw.get(t) + bias;
       if (args.delta_softplus) x = softplus(x);
-      const Vec input = Vec::load(u.p + t * u.stride);
+      const Vec input = u.get(t);
       largest = max_bits(largest, abs(x));
       x.store(dt + t * W);
       (x * input).store(du + t * W);

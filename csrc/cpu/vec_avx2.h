@@ -15,6 +15,8 @@ struct Vec {
   }
   INLINE static Vec load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
   INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+  static constexpr bool kStreams = false;  // a vector is not a whole cache line
+  INLINE void stream(float* p) const { store(p); }
   INLINE void store(BFloat16* p) const {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -28,6 +30,8 @@ struct Vec {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 };
+
+INLINE void finish_streams() {}
 
 INLINE Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.v, b.v); }
 INLINE Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
@@ -68,6 +72,12 @@ INLINE void accumulate4(float* acc, Vec a, Vec b, Vec c, Vec d) {
   const __m256 s =
       _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(abd, cdd)), _mm256_castpd_ps(_mm256_unpackhi_pd(abd, cdd)));
   _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc), s));
+}
+
+// sums[i] = or += acc[i] + acc[4 + i].
+INLINE void finish4(const float* acc, float* sums, bool add) {
+  const __m128 s = _mm_add_ps(_mm_loadu_ps(acc), _mm_loadu_ps(acc + 4));
+  _mm_storeu_ps(sums, add ? _mm_add_ps(_mm_loadu_ps(sums), s) : s);
 }
 
 INLINE void transpose(Vec* r) {  // 8 x 8

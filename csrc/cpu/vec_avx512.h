@@ -15,6 +15,9 @@ struct Vec {
   }
   INLINE static Vec load(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
   INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  // Past the caches: nothing is read first, and nothing that is in use makes way.
+  static constexpr bool kStreams = true;
+  INLINE void stream(float* p) const { _mm512_stream_ps(p, v); }
   INLINE void store(BFloat16* p) const {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -26,6 +29,8 @@ struct Vec {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 };
+
+INLINE void finish_streams() { _mm_sfence(); }  // before another thread reads what was streamed
 
 INLINE Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
 INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
@@ -45,14 +50,6 @@ INLINE Vec zero_where_less(Vec a, Vec b, Vec x) {
 INLINE Vec max_bits(Vec a, Vec b) {
   return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
 }
-INLINE Vec round(Vec a) { return _mm512_roundscale_ps(a.v, 0x08); }
-
-// 2^n for integral n in [-126, 127].
-INLINE Vec power_of_two(Vec n) {
-  const __m512i k = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(k, 23));
-}
-
 // acc[i] + acc[4 + i] + acc[8 + i] + acc[12 + i] += the sum over the sixteen lanes of the i-th argument.
 constexpr int kReduceWidth = 16;
 INLINE void accumulate4(float* acc, Vec a, Vec b, Vec c, Vec d) {
@@ -62,6 +59,13 @@ INLINE void accumulate4(float* acc, Vec a, Vec b, Vec c, Vec d) {
   const __m512 s =
       _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(abd, cdd)), _mm512_castpd_ps(_mm512_unpackhi_pd(abd, cdd)));
   _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), s));
+}
+
+// sums[i] = or += acc[i] + acc[4 + i] + acc[8 + i] + acc[12 + i].
+INLINE void finish4(const float* acc, float* sums, bool add) {
+  const __m256 half = _mm256_add_ps(_mm256_loadu_ps(acc), _mm256_loadu_ps(acc + 8));
+  const __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  _mm_storeu_ps(sums, add ? _mm_add_ps(_mm_loadu_ps(sums), s) : s);
 }
 
 INLINE void transpose(Vec* r) {  // 16 x 16

@@ -11,7 +11,11 @@ struct Vec {
   INLINE static Vec broadcast(const double* p) { return *p; }
   INLINE static Vec load(const double* p) { return *p; }
   INLINE void store(double* p) const { *p = v; }
+  static constexpr bool kStreams = false;  // a vector is not a whole cache line
+  INLINE void stream(double* p) const { store(p); }
 };
+
+INLINE void finish_streams() {}
 
 INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
 INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
@@ -43,4 +47,8 @@ INLINE void accumulate4(double* acc, Vec a, Vec b, Vec c, Vec d) {
   acc[1] += b.v;
   acc[2] += c.v;
   acc[3] += d.v;
+}
+// sums[i] = or += acc[i].
+INLINE void finish4(const double* acc, double* sums, bool add) {
+  for (int i = 0; i < 4; ++i) sums[i] = add ? sums[i] + acc[i] : acc[i];
 }

@@ -23,11 +23,15 @@ struct Vec {
     return Float4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
   }
   INLINE void store(float* p) const { memcpy(p, &v, sizeof v); }
+  static constexpr bool kStreams = false;  // a vector is not a whole cache line
+  INLINE void stream(float* p) const { store(p); }
   template <class T>
   INLINE void store(T* p) const {
     for (int i = 0; i < W; ++i) from_float(v[i], p + i);
   }
 };
+
+INLINE void finish_streams() {}
 
 INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
 INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
@@ -74,4 +78,8 @@ INLINE void accumulate4(float* acc, Vec a, Vec b, Vec c, Vec d) {
   Vec r[4] = {a, b, c, d};
   transpose(r);
   (Vec::load(acc) + ((r[0] + r[1]) + (r[2] + r[3]))).store(acc);
+}
+// sums[i] = or += acc[i].
+INLINE void finish4(const float* acc, float* sums, bool add) {
+  (add ? Vec::load(sums) + Vec::load(acc) : Vec::load(acc)).store(sums);
 }

@@ -117,6 +117,23 @@ def test_parts_are_the_whole(direction, axis, layout, dtype, compiled_backend):
                 assert_same_bits(found[name], wanted[name], f"{name} of {start}:{start + count}")
 
 
+@LAYOUTS
+@pytest.mark.parametrize("merge", ["sum", "cat"])
+def test_large_outputs_are_their_parts(merge, layout, compiled_backend):
+    """Outputs of 2^19 elements or more go past the caches of a CPU, where whole lines can: not a bit differs."""
+    case = Case(batch=2, channels=32, length=48, lanes=(12, 16), states=2, merge=merge, layout=layout)
+    device = device_of(compiled_backend)
+    inputs, (dy, _) = case.inputs(device), case.output_gradients(device)
+    whole = run(inputs, case, compiled_backend, dy)
+    assert inputs["u"].numel() >= 2**19 > inputs["u"][0].numel()
+    for start in range(2):
+        found = run(part(inputs, 0, start, 1, dy.dim()), case, compiled_backend, dy.narrow(0, start, 1))
+        wanted = part(whole, 0, start, 1, dy.dim())
+        for name in found:
+            if name.removesuffix("_b") not in SUMS[0]:
+                assert_same_bits(found[name], wanted[name], f"{name} of sequence {start}")
+
+
 def time_reversed(inputs: dict, dims: int) -> dict:
     """Every sequence backwards; length is axis 2, or 3 where there are groups."""
     found = {}
