@@ -24,13 +24,14 @@ endif
 PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f)
 
-.PHONY: help bench test test-cuda-offline test-integration sass cuda-resources build lint clean missing
+.PHONY: help bench test test-cuda-offline test-triton test-integration sass cuda-resources build lint clean missing
 .NOTPARALLEL:
 
 help:
 	@echo "make bench   memory and time against frame count, for every temporal layer -> benchmarks/results/"
 	@echo "make test    the test suite"
 	@echo "make test-cuda-offline   the CUDA kernels under checkers on the CPU, and compiled for each architecture"
+	@echo "make test-triton   Triton kernels: every interpreted case, every architecture compiled"
 	@echo "make test-integration   the tests against other packages, the long ones too, and the documentation"
 	@echo "make test-gpu    on a GPU: build for it, all cases on it, compute-sanitizer, the benchmark; under ten minutes"
 	@echo "make bench-gpu   the scan against its rivals on a GPU, at length -> benchmarks/results/"
@@ -51,6 +52,9 @@ test-cuda-offline: build
 
 sass cuda-resources: $(STAMPS)/requirements
 	$(ENV_PYTHON) -m tests.cuda_on_cpu.$(@:cuda-%=%)
+
+test-triton: build
+	$(ENV_PYTHON) -m pytest -q -m "slow or not slow" tests/triton
 
 test-integration: build $(STAMPS)/integration
 	HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q -m "slow or not slow" tests/integration tests/docs

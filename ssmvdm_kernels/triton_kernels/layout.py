@@ -81,6 +81,8 @@ def check(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: tor
 
 def lane_stride(tensor: Tensor, leading: int = 3) -> int | None:
     """The stride of all axes after the first `leading` taken as one, or None if they do not merge."""
+    if 0 in tensor.shape:
+        return 0
     merged, size_below = None, 1
     for size, stride in zip(reversed(tensor.shape[leading:]), reversed(tensor.stride()[leading:]), strict=True):
         if size == 1:

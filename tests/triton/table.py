@@ -55,16 +55,9 @@ def key_of(call: str, layout: str) -> str:
     return f"{call}, {layout}"
 
 
-def whole_table() -> dict:
-    return {
-        architecture: {
-            key_of(call, layout): measured(architecture, call, layout) for call in CALLS for layout in LAYOUTS
-        }
-        for architecture in TARGETS
-    }
-
-
 if __name__ == "__main__":
     table = json.loads(FILE.read_text()) if FILE.exists() else {}
-    table[triton.__version__] = whole_table()
-    FILE.write_text(json.dumps(table, indent=1) + "\n")
+    for architecture in TARGETS:
+        entries = {key_of(call, layout): measured(architecture, call, layout) for call in CALLS for layout in LAYOUTS}
+        table.setdefault(triton.__version__, {})[architecture] = entries
+        FILE.write_text(json.dumps(table, indent=1) + "\n")

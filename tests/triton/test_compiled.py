@@ -11,16 +11,17 @@ from .kernels import CALLS, LAYOUTS
 from .offline import TARGETS
 from .table import FILE, key_of, measured
 
-TABLE = json.loads(FILE.read_text())
+TABLE = json.loads(FILE.read_text())[triton.__version__] if triton.__version__ in FILE.read_text() else {}
 MOST_REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "sm_120": 255, "gfx942": 512}  # that a thread can have
 
 
 def check(architecture: str, call: str, layout: str) -> None:
     found = measured(architecture, call, layout)
     assert found["registers"] <= MOST_REGISTERS[architecture]
-    if triton.__version__ not in TABLE:
-        pytest.skip(f"it compiles; the table has Triton {', '.join(TABLE)} and not {triton.__version__}")
-    assert found == TABLE[triton.__version__][architecture][key_of(call, layout)], "see `python -m tests.triton.table`"
+    wanted = TABLE.get(architecture, {}).get(key_of(call, layout))
+    if wanted is None:
+        pytest.skip(f"it compiles; the table has no entry for it with Triton {triton.__version__}")
+    assert found == wanted, "see `python -m tests.triton.table`"
 
 
 @pytest.mark.parametrize("call", ["scan forward", "scan backward"])

@@ -28,16 +28,16 @@ def steps(case: Case) -> int:
 
 
 PAIRS = [case for case in cases.pairs() if case.dtype != torch.float64]
-QUICK = [case for case in PAIRS if steps(case) <= 8]
+QUICK = [case for case in PAIRS if steps(case) <= 8][::4]
 
 
-@pytest.mark.parametrize("case", QUICK[::2], ids=by_name)
+@pytest.mark.parametrize("case", QUICK, ids=by_name)
 def test_pairs_of_options(case):
     check_case(case, "triton")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in PAIRS if case not in QUICK[::2]], ids=by_name)
+@pytest.mark.parametrize("case", [case for case in PAIRS if case not in QUICK], ids=by_name)
 def test_every_pair_of_options(case):
     check_case(case, "triton")
 
@@ -45,10 +45,10 @@ def test_every_pair_of_options(case):
 @pytest.mark.parametrize("direction", ["reverse", "both"])
 @pytest.mark.parametrize("form", ["shared", "groups", "constant"])
 def test_tiles_of_gpus(form, direction, gpu_tiles):
-    """Several tiles, slices and launches: 19 states, 6 lanes, a length that is no multiple of the checkpoints'."""
+    """Several tiles, slices and launches: 19 states, more lanes than a tile has, a ragged length."""
     case = Case(
-        direction=direction, B_form=form, C_form=form, states=19, channels=4, batch=1, lanes=(6,), length=5,
-        initial=True, last=True,
+        direction=direction, B_form=form, C_form=form, states=19, channels=4, batch=1, length=5, initial=True,
+        last=True, lanes=(6,) if gpu_tiles == "lanes" else (2,),
     )  # fmt: skip
     check_case(case, "triton")
 
