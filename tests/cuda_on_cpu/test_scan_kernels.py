@@ -231,10 +231,13 @@ class FarApart(Memory):
 BEYOND = 2**31 + 24
 
 
-@pytest.mark.parametrize("axis", range(4), ids=["batch", "channels", "length", "lanes"])
+@pytest.mark.parametrize("axis", [0, 1, 3], ids=["batch", "channels", "lanes"])
 @pytest.mark.parametrize("name", ["u", "delta", "z", "B", "C", "dy", "y", "du", "dB"])
 def test_offsets_beyond_32_bits(name, axis):
-    """One array whose last element along one axis lies beyond 2^31 elements; the same bits as when it is dense."""
+    """One array whose last element along one axis lies beyond 2^31 elements; the same bits as when it is dense.
+
+    Launchers take no row, all times of one sequence, that spans so much: the binding copies those.
+    """
     case = Case(dtype=torch.bfloat16, batch=2, channels=3, length=3, lanes=(4,), states=2, separate="shared")
     check = suite.scan(case, y_again=False)
     harness = build.harness("fast", "scan")
