@@ -25,18 +25,20 @@ import torch
 from benchmarks import gpu_device
 from benchmarks.environment import device_slug
 
+from . import deadline
 from .stages import Outcome, Phase, Stage, longest_s, python, run_phases
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "test-gpu"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TOTAL_S = 600.0
+TOTAL_S = 590.0
+STOP_S = 15.0  # before the limit
 NO_DEVICE = "PyTorch finds no CUDA device."
 SANITIZER_REFUSES = r"Device not supported|device is not supported"
 
 
 def phases(out: Path, archive: Path | None) -> list[Phase]:
-    """All stages; sums of limits stay below the total."""
+    """All stages. Their limits leave the later ones their time."""
     no_device = None if torch.cuda.is_available() else NO_DEVICE
     capability = ".".join(map(str, torch.cuda.get_device_capability())) if no_device is None else ""
     mamba = WORK / "mamba"
@@ -48,7 +50,7 @@ def phases(out: Path, archive: Path | None) -> list[Phase]:
                 *(kernel_tests(backend, no_device) for backend in ("cuda", "triton")),
             ),
             (
-                Stage("runtime", pytest_command("tests/gpu"), 90, obstacle=no_device),
+                pytest_stage("runtime", 90, no_device, "tests/gpu", "-m", "gpu"),
                 *(sanitizer_stage(tool, no_device) for tool in TOOLS),
             ),
         ),
@@ -72,19 +74,21 @@ def rival_stage(archive: Path | None, folder: Path, obstacle: str | None) -> Sta
     return Stage("rival", command, 140, obstacle=obstacle)
 
 
-def pytest_command(*arguments: str) -> tuple[str, ...]:
-    return python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+def pytest_stage(name: str, limit_s: float, obstacle: str | None, *arguments: str, **environment: str) -> Stage:
+    """It ends by itself before its limit, so that failures are told."""
+    options = ("-q", "-p", "no:cacheprovider", "-p", "tests.gpu.deadline", f"--stop-after={limit_s - STOP_S}")
+    command = python("-m", "pytest", *options, *arguments)
+    return Stage(name, command, limit_s, environment, obstacle, {deadline.MESSAGE: "timed out"})
 
 
 def kernel_tests(backend: str, obstacle: str | None) -> Stage:
     """The cases of tests/kernels on this backend, on several processes where pytest-xdist is installed."""
-    arguments = ["tests/kernels", "-k", backend]
-    environment = {}
+    arguments, environment = ["tests/kernels", "-k", backend], {}
     if importlib.util.find_spec("xdist") is not None:
         workers = max(1, min(12, (os.cpu_count() or 1) - 2))
         arguments += ["-n", str(workers)]
         environment["OMP_NUM_THREADS"] = "1"
-    return Stage(f"{backend} cases", pytest_command(*arguments), 105, environment, obstacle)
+    return pytest_stage(f"{backend} cases", 105, obstacle, *arguments, **environment)
 
 
 def sanitizer_stage(tool: str, obstacle: str | None) -> Stage:
@@ -93,7 +97,8 @@ def sanitizer_stage(tool: str, obstacle: str | None) -> Stage:
     obstacle = obstacle or (None if program else "compute-sanitizer is not installed (it comes with the CUDA toolkit).")
     command = (program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no",
                *python("-m", "tests.gpu.sanitized", "--seconds", "25"))  # fmt: skip
-    return Stage(tool, command, 44, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, obstacle, SANITIZER_REFUSES)
+    return Stage(tool, command, 44, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, obstacle,
+                 {SANITIZER_REFUSES: "skipped"})  # fmt: skip
 
 
 def find_sanitizer() -> str | None:
@@ -164,7 +169,7 @@ def run(chosen: list[Phase], out: Path | None, device: str) -> int:
             if out is not None:
                 write(environment, noted, out)
 
-    outcomes = run_phases(chosen, WORK, note)
+    outcomes = run_phases(chosen, WORK, note, TOTAL_S)
     failed = [outcome.name for outcome in outcomes if not outcome.is_good]
     if all(outcome.status == "skipped" for outcome in outcomes):
         print("Nothing was tested.")

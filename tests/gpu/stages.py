@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -10,24 +11,25 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-GRACE_S = 10.0  # between the request to stop and the order
+GRACE_S = 15.0  # between the request to stop and the order; pytest-xdist gives its workers ten seconds
 TAIL_LINES = 40
 
 
 @dataclass(frozen=True)
 class Stage:
-    """obstacle: why it cannot run here, which skips it. unsupported: a pattern in the output of a command that found
-    only then that it cannot run here. environment: variables besides the process's own."""
+    """obstacle: why it cannot run here, which skips it. verdicts: patterns in the output of a command that did not pass
+    and what they mean: that it found only then that it cannot run ("skipped"), or ended itself in time ("timed out").
+    environment: variables besides the process's own."""
 
     name: str
     command: tuple[str, ...]
     limit_s: float
     environment: dict[str, str] = field(default_factory=dict)
     obstacle: str | None = None
-    unsupported: str | None = None
+    verdicts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,39 +75,45 @@ def run_stage(stage: Stage, logs: Path) -> Outcome:
         status = _wait(process, stage.limit_s)
     lines = log.read_text(errors="replace").splitlines()
     detail = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    unsupported = stage.unsupported and next((line for line in lines if re.search(stage.unsupported, line)), None)
-    if status != "passed" and unsupported:
-        status, detail = "skipped", f"not supported here: {unsupported.strip()}"
+    if status != "passed":
+        for pattern, verdict in stage.verdicts.items():
+            line = next((line.strip() for line in lines if re.search(pattern, line)), None)
+            if line is not None:
+                status, detail = verdict, line if verdict == "skipped" else detail
     tail = () if status == "passed" else tuple(lines[-TAIL_LINES:])
     return Outcome(stage.name, status, time.monotonic() - started, detail, command, tail)
 
 
 def _wait(process: subprocess.Popen, limit_s: float) -> str:
-    """Past its limit a command and its children get an interrupt, so that they can say how far they came."""
+    """Past its limit a command gets an interrupt, so that it can say how far it came; then it is killed with all that
+    it has started."""
     try:
         return "passed" if process.wait(limit_s) == 0 else "failed"
     except subprocess.TimeoutExpired:
-        for request, grace in ((signal.SIGINT, GRACE_S), (signal.SIGKILL, None)):
-            try:
-                os.killpg(process.pid, request)
-                process.wait(grace)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-            except ProcessLookupError:
-                break
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return "timed out"
 
 
-def run_phases(phases: Iterable[Phase], logs: Path, note: Callable[[Outcome], None]) -> list[Outcome]:
-    """Every stage, whatever became of the ones before; note(outcome) as each ends."""
+def run_phases(
+    phases: Iterable[Phase], logs: Path, note: Callable[[Outcome], None], total_s: float
+) -> list[Outcome]:
+    """Every stage, whatever became of the ones before, while there is time; note(outcome) as each ends."""
     logs.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + total_s
     outcomes: list[Outcome] = []
 
     def run_chain(chain: Chain) -> None:
         for stage in chain:
-            outcome = run_stage(stage, logs)
+            left = end - time.monotonic() - GRACE_S
+            if left > 0 or stage.obstacle is not None:
+                outcome = run_stage(replace(stage, limit_s=min(stage.limit_s, left)), logs)
+            else:
+                outcome = Outcome(stage.name, "timed out", 0.0, "no time was left for it", " ".join(stage.command))
             outcomes.append(outcome)
             note(outcome)
 
@@ -117,7 +125,7 @@ def run_phases(phases: Iterable[Phase], logs: Path, note: Callable[[Outcome], No
 
 
 def longest_s(phases: Iterable[Phase]) -> float:
-    """What all of it can take at most, but for the seconds of grace."""
+    """What all of it takes if every stage takes as long as it may."""
     return sum(max(sum(stage.limit_s for stage in chain) for chain in phase) for phase in phases)
 
 

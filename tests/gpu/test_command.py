@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def test_an_obstacle_skips_without_starting_anything(tmp_path):
 
 def test_what_a_tool_does_not_support_is_skipped_only_if_it_failed(tmp_path):
     says = "print('Error: Device not supported'); "
-    pattern = {"unsupported": command.SANITIZER_REFUSES}
+    pattern = {"verdicts": {command.SANITIZER_REFUSES: "skipped"}}
     assert run_stage(code(says + "raise SystemExit(1)", **pattern), tmp_path).status == "skipped"
     assert run_stage(code(says, **pattern), tmp_path).status == "passed"
     assert run_stage(code("raise SystemExit(1)", **pattern), tmp_path).status == "failed"
@@ -64,6 +66,25 @@ def test_a_stage_past_its_limit_is_interrupted_and_may_say_how_far_it_came(tmp_p
     assert time.monotonic() - began < 30
 
 
+TESTS = """
+import pytest, time
+
+@pytest.mark.parametrize("index", range(200))
+def test_one(index):
+    time.sleep(0.1)
+    assert index != 1
+"""
+
+
+def test_a_session_ends_in_time_with_its_failures(tmp_path):
+    (tmp_path / "test_slow.py").write_text(TESTS)
+    stage = command.pytest_stage("late", command.STOP_S + 1.0, None, str(tmp_path), f"--rootdir={tmp_path}")
+    found = run_stage(replace(stage, limit_s=60.0), tmp_path)
+    assert found.status == "timed out"
+    assert re.match(r"1 failed, \d+ passed in", found.detail), found.detail
+    assert any(line.startswith("FAILED ") and "test_one[1]" in line for line in found.tail)
+
+
 def test_one_that_ignores_the_interrupt_is_killed_with_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "GRACE_S", 0.5)
     child = "import time; time.sleep(600)"
@@ -73,8 +94,18 @@ def test_one_that_ignores_the_interrupt_is_killed_with_its_children(tmp_path, mo
     )
     found = run_stage(code(text, limit_s=3.0), tmp_path)
     assert found.status == "timed out"
-    state = Path(f"/proc/{found.detail}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    for _ in range(600):  # a busy machine takes its time to end it
+        if has_ended(found.detail):
+            break
+        time.sleep(0.1)
+    assert has_ended(found.detail)
+
+
+def has_ended(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def test_chains_run_side_by_side_and_phases_one_after_the_other(tmp_path):
@@ -84,11 +115,20 @@ def test_chains_run_side_by_side_and_phases_one_after_the_other(tmp_path):
     first = code(meet.format(one, other), "a"), code("raise SystemExit(1)", "a2")
     phases = [(first, (code(meet.format(other, one), "b"),)), ((code("print('still here')", "c"),),)]
     noted = []
-    outcomes = run_phases(phases, tmp_path / "logs", noted.append)
+    outcomes = run_phases(phases, tmp_path / "logs", noted.append, 600.0)
     assert outcomes == noted
     assert {found.name for found in outcomes if found.status == "passed"} == {"a", "b", "c"}
     assert {found.name for found in outcomes if found.status == "failed"} == {"a2"}
     assert outcomes[-1].name == "c"
+
+
+def test_what_there_is_no_time_for_is_not_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "GRACE_S", 1.0)
+    slow = code("import time; time.sleep(60)", "slow")
+    phases = [((slow, code("print()", "late"), code("print()", "blocked", obstacle="There is none.")),)]
+    outcomes = run_phases(phases, tmp_path, lambda outcome: None, 3.0)
+    assert [found.status for found in outcomes] == ["timed out", "timed out", "skipped"]
+    assert outcomes[0].seconds < 30 and outcomes[1].detail == "no time was left for it"
 
 
 def all_stages(phases) -> list[Stage]:
@@ -97,7 +137,7 @@ def all_stages(phases) -> list[Stage]:
 
 def test_the_limits_of_the_real_stages_keep_to_the_total(tmp_path):
     phases = command.phases(tmp_path, tmp_path / "mamba.tar.gz")
-    assert longest_s(phases) < command.TOTAL_S
+    assert longest_s(phases) <= command.TOTAL_S - stages.GRACE_S
     names = [stage.name for stage in all_stages(phases)]
     assert len(set(names)) == len(names)
     assert set(command.TOOLS) < set(names) and {"build", "cuda cases", "triton cases", "benchmark"} < set(names)
