@@ -13,8 +13,18 @@ from . import build, device_code
 
 TABLE = build.CSRC / "cuda" / "resources.md"
 MOST_SPILLED = 64  # bytes of a thread
-# Kernel -> (bytes that it may spill, why it may).
-EXCEPTIONS: dict[str, tuple[int, str]] = {}
+# Pattern of kernels' names -> (bytes that they may spill, why). Instructions are counted for a chunk of four steps.
+EXCEPTIONS = {
+    r"scan_backward_kernel<\w+, .*, false, false>": (
+        1344, "for states that are no multiple of 16, or B and C constant in time: sums of their own for each state"
+    ),
+    r"scan_backward_kernel<\w+, .*, true, \w+>": (
+        192, "on sm_80 only: at most 24 of 1,921 instructions in the loop over time are loads and stores of them"
+    ),
+    r"scan_forward_kernel<\w+, .*, true, \w+>": (
+        160, "mostly of what lies outside the loop over time: in it at most 11 of 618 instructions"
+    ),
+}  # fmt: skip
 HEAD = """# Resources of the CUDA kernels
 
 Registers of a thread, bytes that it spills, bytes of static shared memory of a block, as ptxas reports them.
@@ -90,13 +100,18 @@ def committed() -> tuple[str, dict[str, dict[str, Resources]]]:
     return re.search(r"^sources (\w+),", text, re.MULTILINE)[1], table
 
 
+def limit_of(name: str) -> int:
+    """Bytes that a kernel may spill."""
+    return max([MOST_SPILLED, *(limit for pattern, (limit, _) in EXCEPTIONS.items() if re.fullmatch(pattern, name))])
+
+
 def too_much(table: dict[str, dict[str, Resources]]) -> list[str]:
     """Kernels that spill more than they may, in words."""
     return [
-        f"{name} spills {resources.spilled} bytes on {architecture}, more than {limit}"
+        f"{name} spills {resources.spilled} bytes on {architecture}, more than {limit_of(name)}"
         for name, entry in table.items()
         for architecture, resources in entry.items()
-        if resources.spilled > (limit := EXCEPTIONS.get(name, (MOST_SPILLED, ""))[0])
+        if resources.spilled > limit_of(name)
     ]
 
 
