@@ -104,7 +104,8 @@ def measure(options: Options, save: Callable[[dict], None]) -> dict:
     result["settings"]["base"] = f"{backends[0]} {options.layouts[0]}" if backends else None
     with timer_of(options.device) as timer:
         result["settings"]["caches"] = timer.caches
-        for length in options.lengths:
+        # What compiles for long comes last, so that a run that is stopped has the rest.
+        for length in sorted(options.lengths, key=lambda length: length in options.compiled_lengths):
             shape = Shape(options.sequences, options.channels, length, options.states)
             _measure_shape(options, shape, backends, compared, timer, result)
             save(result)

@@ -87,7 +87,8 @@ def _draw(result: dict, theme):
     figure = Figure(figsize=(9.6, 5.4), facecolor=theme.ground)
     for axes, mode in zip(figure.subplots(1, len(MODES)), MODES, strict=True):
         axes.set_facecolor(theme.ground)
-        rows = [row for row in result["rows"] if row["mode"] == mode and "seconds" in row]
+        rows = sorted((row for row in result["rows"] if row["mode"] == mode and "seconds" in row),
+                      key=lambda row: row["length"])  # fmt: skip
         for index, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
             own = [row for row in rows if row["label"] == label]
             color, style = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]

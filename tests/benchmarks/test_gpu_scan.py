@@ -208,6 +208,16 @@ def test_a_rival_that_breaks_leaves_the_others(tmp_path, monkeypatch):
     assert sum("seconds" in row for row in result["rows"]) == 12
 
 
+def test_lengths_with_a_compiled_rival_come_last(tmp_path, all_rivals):
+    require_backend("cpu")
+    status, result = run(tmp_path, "--rivals", "compiled", "--compiled-lengths", "3", "--layouts", "video")
+    assert status == 0
+    assert [(row["length"], row["name"]) for row in result["rows"] if row["mode"] == "backward"] == [
+        (5, "cpu video"), (3, "cpu video"), (3, "compiled"),
+    ]  # fmt: skip
+    assert "| | length 3 | length 5 |" in (tmp_path / "scan-gpu.md").read_text().replace("|  |", "| |")
+
+
 def test_what_was_measured_is_kept_when_the_run_is_stopped(tmp_path, monkeypatch):
     require_backend("cpu")
     right = bench_scan._measure_shape

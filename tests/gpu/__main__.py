@@ -71,7 +71,8 @@ def rival_stage(archive: Path | None, folder: Path, obstacle: str | None) -> Sta
     elif not archive.is_file():
         obstacle = f"MAMBA_SDIST: there is no file {archive}."
     command = python("-m", "benchmarks.mamba_ssm_sdist", str(archive), str(folder))
-    return Stage("rival", command, 140, obstacle=obstacle)
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # where pip puts ninja
+    return Stage("rival", command, 140, {"PATH": path}, obstacle)
 
 
 def pytest_stage(name: str, limit_s: float, obstacle: str | None, *arguments: str, **environment: str) -> Stage:
