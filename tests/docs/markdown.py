@@ -65,7 +65,8 @@ def check_command(words: list[str]) -> None:
         for requirement in named[1:]:
             check_requirement(requirement)
     elif program == "make":
-        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        rules = re.findall(r"^([\w -]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = {target for names in rules for target in names.split()}
         assert named and set(named) <= targets, f"{words}: no such target"
     elif program == "python":
         assert arguments[0] == "-m" and importlib.util.find_spec(arguments[1]), words
