@@ -23,13 +23,13 @@ import torch
 
 from benchmarks import gpu_device, gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
 from benchmarks.environment import device_slug
-from benchmarks.errors import InputError
 from benchmarks.gpu_floors import floors
 from benchmarks.gpu_tables import markdown, save_figures
 from benchmarks.memory import RESULTS
 from benchmarks.report import prepare_folder
 from benchmarks.scan_case import Shape
 from benchmarks.scan_options import DTYPES, LAYOUTS
+from ssmvdm.errors import InputError
 
 MODES = ("forward", "backward")
 BACKENDS = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}

@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from benchmarks.errors import InputError
+from ssmvdm.errors import InputError
 
 MODULE = "selective_scan_cuda"
 SOURCES = "csrc/selective_scan"

@@ -15,9 +15,9 @@ from statistics import median
 
 from benchmarks.children import call_child
 from benchmarks.environment import busy_warning, device_name, device_slug
-from benchmarks.errors import InputError
 from benchmarks.process_memory import available_bytes
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, all_layer_names, layer_named
+from ssmvdm.errors import InputError
 
 RESULTS = Path("benchmarks/results")  # under the working directory
 SECONDS_PER_CONFIGURATION = 8.0  # after which no further repeat begins

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.environment import busy_warning, one_line
-from benchmarks.errors import InputError
 from benchmarks.shapes import GIB, layer_named
 from benchmarks.terminal import parameters_cell, ratio_cell
+from ssmvdm.errors import InputError
 
 STEM = "memory"
 CSV_FIELDS = (

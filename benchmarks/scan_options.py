@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.environment import device_name, device_slug
-from benchmarks.errors import InputError
 from benchmarks.memory import RESULTS
+from ssmvdm.errors import InputError
 
 RIVALS = ("eager", "pscan", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -52,7 +52,12 @@ def clips(seed: int, batch: int, frames: int, size: int, dtype: type = np.float3
     batch begins with the smaller one. ValueError for a negative seed or a count below one.
     """
     check_clip_arguments(seed, frames, size, batch)
-    return np.stack([render_walk(plan_walk((seed, i), frames), size, dtype) for i in range(batch)])
+    return np.stack([clip((seed, i), frames, size, dtype) for i in range(batch)])
+
+
+def clip(seed: tuple[int, ...], frames: int, size: int, dtype: type = np.float32) -> np.ndarray:
+    """One clip (3, frames, size, size), a function of its seed."""
+    return render_walk(plan_walk(seed, frames), size, dtype)
 
 
 def render_walk(walk: Walk, size: int, dtype: type = np.float32) -> np.ndarray:

@@ -15,10 +15,12 @@ def clips(seed: int, batch: int, frames: int, size: int) -> np.ndarray:
     ValueError for a negative seed or a count below one.
     """
     check_clip_arguments(seed, frames, size, batch)
-    return np.stack([_clip(np.random.default_rng((seed, i)), frames, size) for i in range(batch)])
+    return np.stack([clip((seed, i), frames, size) for i in range(batch)])
 
 
-def _clip(rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
+def clip(seed: tuple[int, ...], frames: int, size: int) -> np.ndarray:
+    """One clip (3, frames, size, size), a function of its seed."""
+    rng = np.random.default_rng(seed)
     video = np.empty((3, frames, size, size), np.float32)
     video[:] = rng.uniform(0.05, 0.30, size=(3, 1, 1, 1))
     pixel = (np.arange(size) + 0.5) / size

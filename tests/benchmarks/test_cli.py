@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.errors import InputError
 from ssmvdm import cli
+from ssmvdm.commands.requirements import need
+from ssmvdm.errors import InputError
 
 
 def run(capsys, *arguments):
@@ -153,7 +154,7 @@ def test_help_is_there_and_says_something(capsys, arguments):
 
 def test_an_optional_package_that_is_missing_is_named_with_its_remedy():
     with pytest.raises(InputError, match=r"needs no_such_package: pip install 'ssmvdm-kernels\[bench\]'"):
-        cli.need("bench", "no_such_package")
+        need("bench", "no_such_package")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")

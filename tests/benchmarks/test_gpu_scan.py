@@ -13,9 +13,9 @@ import torch
 
 from benchmarks import bench_scan, eager, gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
 from benchmarks.bench_scan import Options
-from benchmarks.errors import InputError
 from benchmarks.gpu_tables import markdown
 from benchmarks.scan_case import Shape, gate_rival
+from ssmvdm.errors import InputError
 from tests.conftest import require_backend
 
 SMALL = Shape(32, 16, 9, 4)
