@@ -42,16 +42,16 @@ class TemporalConfig:
     def __post_init__(self):
         object.__setattr__(self, "layer", canonical_name(self.layer))
         check_exists(self.layer, self.mixer)
-        _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
-        _check_choice("memory", self.memory, MEMORY_MODES)
-        _check_choice("s4d_form", self.s4d_form, S4D_FORMS)
-        _check_positive(self, "heads", "dim_head", "states")
+        check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        check_choice("memory", self.memory, MEMORY_MODES)
+        check_choice("s4d_form", self.s4d_form, S4D_FORMS)
+        check_positive(self, "heads", "dim_head", "states")
         if self.dim_head % 2:
             raise ValueError(f"dim_head must be even (rotary embedding turns pairs of features), got {self.dim_head}")
         if self.layer.endswith("s4d") and self.states % 2:
             raise ValueError(f"states must be even for {self.layer!r} (pairs of conjugate modes), got {self.states}")
         if self.linear_dim is not None:
-            _check_positive(self, "linear_dim")
+            check_positive(self, "linear_dim")
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class UNet3DConfig:
     def __post_init__(self):
         if self.memory is None:
             object.__setattr__(self, "memory", self.temporal.memory)
-        _check_choice("memory", self.memory, MEMORY_MODES)
+        check_choice("memory", self.memory, MEMORY_MODES)
         object.__setattr__(self, "temporal", replace(self.temporal, memory=self.memory))
         object.__setattr__(self, "channel_mults", tuple(self.channel_mults))  # a list when it comes from JSON
-        _check_positive(self, "channels", "base_channels", "init_kernel", "norm_groups", "spatial_dim_head")
+        check_positive(self, "channels", "base_channels", "init_kernel", "norm_groups", "spatial_dim_head")
         for name in ("out_channels", "init_channels", "spatial_heads", "cond_dim"):
             if getattr(self, name) is not None:
-                _check_positive(self, name)
-        if not self.channel_mults or any(not _is_positive_int(m) for m in self.channel_mults):
+                check_positive(self, name)
+        if not self.channel_mults or any(not is_positive_int(m) for m in self.channel_mults):
             raise ValueError(f"channel_mults must be positive integers, got {self.channel_mults}")
         if self.base_channels < 4 or self.base_channels % 2:
             raise ValueError(f"base_channels must be even and at least 4 (time embedding), got {self.base_channels}")
@@ -109,7 +109,7 @@ class UNet3DConfig:
             raise ValueError(f"checkpoint_levels must be True or False, got {self.checkpoint_levels!r}")
         if self.init_kernel % 2 == 0:
             raise ValueError(f"init_kernel must be odd, got {self.init_kernel}")
-        if not _is_positive_int(self.time_linears) or self.time_linears < 2:
+        if not is_positive_int(self.time_linears) or self.time_linears < 2:
             raise ValueError(f"time_linears must be at least 2, got {self.time_linears}")
         for width in (self.base_channels, *self.widths):
             if width % self.norm_groups:
@@ -120,8 +120,8 @@ class UNet3DConfig:
         """The inverse of dataclasses.asdict, also after JSON. Raises ValueError naming a field that does not exist."""
         values = dict(values)
         if isinstance(values.get("temporal"), Mapping):
-            values["temporal"] = _from_dict(TemporalConfig, values["temporal"])
-        return _from_dict(cls, values)
+            values["temporal"] = construct(TemporalConfig, values["temporal"])
+        return construct(cls, values)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -139,23 +139,24 @@ class UNet3DConfig:
         return 2 ** (len(self.channel_mults) - 1)
 
 
-def _from_dict(cls, values: Mapping):
+def construct(cls, values: Mapping):
+    """The dataclass `cls` of these fields. ValueError naming a field that does not exist."""
     unknown = set(values) - {f.name for f in fields(cls)}
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unknown)))}")
     return cls(**values)
 
 
-def _is_positive_int(value) -> bool:
+def is_positive_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_positive(config, *names: str) -> None:
+def check_positive(config, *names: str) -> None:
     for name in names:
-        if not _is_positive_int(getattr(config, name)):
+        if not is_positive_int(getattr(config, name)):
             raise ValueError(f"{name} must be a positive integer, got {getattr(config, name)!r}")
 
 
-def _check_choice(name: str, value, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,160 @@
+"""What a training run is, as frozen dataclasses, and the runs that have a name: the paper's, and one for two cores."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from os import PathLike, fspath
+
+from ssmvdm.config import (
+    TemporalConfig,
+    UNet3DConfig,
+    check_choice,
+    check_positive,
+    construct,
+    is_positive_int,
+)
+from ssmvdm.data.source import DataConfig
+from ssmvdm.diffusion import LOSSES
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+SHARDINGS = ("replicated", "sharded")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion process. timesteps: T. loss: "l2" or "l1", of the predicted noise.
+
+    Raises ValueError naming the field, what was expected and what came.
+    """
+
+    timesteps: int = 256
+    loss: str = "l2"
+
+    def __post_init__(self):
+        check_positive(self, "timesteps")
+        check_choice("loss", self.loss, tuple(LOSSES))
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A run: together with the number of processes it determines every weight at every step.
+
+    network, diffusion, data: what is trained, how, and on which clips.
+    seed: of the initial weights and of everything that is drawn. steps: optimiser steps of the whole run.
+    batch: clips per process and pass. accumulate: passes per optimiser step; a step sees
+        batch * accumulate * processes clips.
+    learning_rate: of Adam with betas (.9, .999), constant. clip_norm: largest norm of the whole gradient; None never
+        clips. ema_decay: of the averaged weights, which samples and checkpoints are read with.
+    precision: "fp32", or "bf16" or "fp16" for mixed precision: weights, averages and moments stay float32.
+    compile: run the network through torch.compile.
+    sharding: over several processes, "replicated" keeps everything in each (DDP); "sharded" splits weights, gradients
+        and moments among them (FSDP), for networks that do not fit otherwise.
+    workers: processes that load clips ahead, per training process; 0 loads them in between.
+    log_every, checkpoint_every, sample_every: in steps; sample_every 0 never samples. The last step is always kept.
+    keep: newest checkpoints that stay on disk. samples: clips per sample sheet. sample_steps: DDIM steps for them.
+
+    Raises ValueError naming the field, what was expected and what came.
+    """
+
+    network: UNet3DConfig = field(default_factory=UNet3DConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    steps: int = 100_000
+    batch: int = 1
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    clip_norm: float | None = None
+    ema_decay: float = 0.9999
+    precision: str = "fp32"
+    compile: bool = False
+    sharding: str = "replicated"
+    workers: int = 0
+    log_every: int = 1
+    checkpoint_every: int = 1000
+    sample_every: int = 1000
+    keep: int = 2
+    samples: int = 4
+    sample_steps: int = 50
+
+    def __post_init__(self):
+        for name, kind in (("network", UNet3DConfig), ("diffusion", DiffusionConfig), ("data", DataConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        check_positive(self, "steps", "batch", "accumulate", "log_every", "checkpoint_every", "keep", "samples")
+        check_positive(self, "sample_steps")
+        for name in ("seed", "workers", "sample_every"):
+            value = getattr(self, name)
+            if value != 0 or isinstance(value, bool | float):
+                if not is_positive_int(value):
+                    raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+        _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
+        if self.clip_norm is not None:
+            _check_number("clip_norm", self.clip_norm, 0.0, math.inf)
+        if self.ema_decay != 0:
+            _check_number("ema_decay", self.ema_decay, 0.0, 1.0)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("sharding", self.sharding, SHARDINGS)
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile must be True or False, got {self.compile!r}")
+        if self.network.cond_dim is not None:
+            raise ValueError(f"network.cond_dim must be None, got {self.network.cond_dim}: clips come without a vector")
+        multiple = self.network.frame_multiple
+        if self.data.size % multiple:
+            raise ValueError(f"data.size must be a multiple of {multiple} for this network, got {self.data.size}")
+
+    def to_dict(self) -> dict:
+        """Plain values that JSON can hold; `from_dict` is the inverse."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "TrainingConfig":
+        """The inverse of to_dict, also after JSON. A field that is left out has its default.
+
+        Raises ValueError or TypeError naming a field that does not exist or cannot have its value.
+        """
+        values = dict(values)
+        kinds = (("diffusion", DiffusionConfig), ("data", DataConfig))
+        values |= {name: construct(kind, values[name]) for name, kind in kinds if isinstance(values.get(name), Mapping)}
+        if isinstance(values.get("network"), Mapping):
+            values["network"] = UNet3DConfig.from_dict(values["network"])
+        return construct(cls, values)
+
+
+def _check_number(name: str, value, above: float, below: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not above < value < below:
+        raise ValueError(f"{name} must be a number above {above:g} and below {below:g}, got {value!r}")
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return fspath(value) if isinstance(value, PathLike) else value
+
+
+def _paper_network(layer: str = "bi-s6") -> UNet3DConfig:
+    """The network of the paper's current version: 172 to 175 million parameters with attention, bi-S4D or bi-S6."""
+    return UNet3DConfig(base_channels=112, temporal=TemporalConfig(layer=layer, heads=14))
+
+
+_DEMO = TrainingConfig(
+    network=UNet3DConfig(base_channels=16, channel_mults=(1, 2, 4), temporal=TemporalConfig(heads=2)),
+    data=DataConfig("maze", frames=16, size=32),
+    steps=1000,
+    batch=4,
+    learning_rate=1e-3,
+    ema_decay=0.99,
+    checkpoint_every=100,
+    sample_every=500,
+)
+
+# The settings of arXiv 2403.07711: 8 GPUs with one clip each, 100 000 steps, T = 256, l2, Adam 1e-4, EMA .9999.
+_PAPER = TrainingConfig(network=_paper_network(), data=DataConfig("maze", frames=256, size=32))
+
+PRESETS = {
+    "cpu-demo": _DEMO,
+    "paper-maze-256": _PAPER,
+}
