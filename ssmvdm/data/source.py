@@ -5,31 +5,39 @@ functions of their arguments alone, so that a run that is resumed, or split over
 uninterrupted one would have seen.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from ssmvdm.data import maze, moving_shapes
 from ssmvdm.data.checks import check_clip_arguments
+from ssmvdm.data.clip import Clip
+from ssmvdm.data.datasets import DATA_SETS
+from ssmvdm.data.files import FileSource
+from ssmvdm.data.videos import EXTRA_OF_SUFFIX
+
+__all__ = ["DATA_SETS", "PROCEDURAL", "Clip", "ClipSource", "DataConfig", "ProceduralSource", "open_source"]
 
 TRAIN, HELD_OUT = 0, 1  # first word of a procedural clip's seed
-
-
-class Clip(NamedTuple):
-    """video (3, frames, size, size) float32 in [0, 1]; caption, where the data set has one."""
-
-    video: np.ndarray
-    caption: str | None = None
+PROCEDURAL = {"maze": maze.clip, "shapes": moving_shapes.clip}
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which clips a network learns from.
 
-    name: "maze" (a first-person walk) or "shapes" (discs and squares bouncing in a box), both computed from a seed.
+    name: "maze" (a first-person walk) or "shapes" (discs and squares bouncing in a box), both computed from a seed; or
+        a data set on disk: "folder", "minerl", "gqn-mazes", "carla", "ucf101", "msrvtt", "moving-mnist", each in the
+        form that ssmvdm.data.datasets describes.
     frames: of a clip. size: height and width in pixels.
+    path: where the data set on disk is. A configuration may leave it open, `open_source` needs it.
+    merge_splits: training clips and held-out clips both come from all videos, as in the paper's runs. By default no
+        video is in both.
+    max_unusable: the largest share of the videos that may turn out to be broken, too short or of the wrong shape.
 
     Raises ValueError naming the field, what was expected and what came.
     """
@@ -37,11 +45,28 @@ class DataConfig:
     name: str = "maze"
     frames: int = 16
     size: int = 32
+    path: str | None = None
+    merge_splits: bool = False
+    max_unusable: float = 0.1
 
     def __post_init__(self):
-        if self.name not in PROCEDURAL:
-            raise ValueError(f"name must be one of {', '.join(PROCEDURAL)}, got {self.name!r}")
+        known = (*PROCEDURAL, *DATA_SETS)
+        if self.name not in known:
+            raise ValueError(f"name must be one of {', '.join(known)}, got {self.name!r}")
         check_clip_arguments(0, self.frames, self.size)
+        if self.path is not None and not isinstance(self.path, str):
+            raise ValueError(f"path must be text or None, got {self.path!r}")
+        if not isinstance(self.merge_splits, bool):
+            raise ValueError(f"merge_splits must be True or False, got {self.merge_splits!r}")
+        is_share = isinstance(self.max_unusable, int | float) and 0 <= self.max_unusable <= 1
+        if not is_share or isinstance(self.max_unusable, bool):
+            raise ValueError(f"max_unusable must be a number from 0 to 1, got {self.max_unusable!r}")
+        if self.name in PROCEDURAL:
+            for name in ("path", "merge_splits"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for data sets on disk, {self.name!r} is computed")
+        elif self.frames > (DATA_SETS[self.name].frames or self.frames):
+            raise ValueError(f"frames: a video of {self.name} has {DATA_SETS[self.name].frames}, got {self.frames}")
 
 
 class ClipSource(Protocol):
@@ -74,9 +99,20 @@ class ProceduralSource:
             example += 1
 
 
-PROCEDURAL = {"maze": maze.clip, "shapes": moving_shapes.clip}
-
-
 def open_source(config: DataConfig) -> ClipSource:
-    """The clips that `config` names."""
-    return ProceduralSource(PROCEDURAL[config.name], config.frames, config.size)
+    """The clips that `config` names. ValueError if there are none, or if what reads them is not installed."""
+    if config.name in PROCEDURAL:
+        return ProceduralSource(PROCEDURAL[config.name], config.frames, config.size)
+    if config.path is None:
+        raise ValueError(f"path: {config.name!r} needs the place of its files, got None")
+    data_set = DATA_SETS[config.name]
+    training, held_out = data_set.split(Path(config.path))
+    if config.merge_splits:
+        training = held_out = (*training, *held_out)
+    if not training:
+        raise ValueError(f"path: there are no training videos below {config.path}")
+    for suffix in sorted({file.path.suffix.lower() for file in (*training, *held_out)} & EXTRA_OF_SUFFIX.keys()):
+        extra, module = EXTRA_OF_SUFFIX[suffix]
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"path: {suffix} files need {module}: pip install 'ssmvdm-kernels[{extra}]'")
+    return FileSource(training, held_out, config.frames, config.size, data_set.edge, config.max_unusable)
