@@ -5,14 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike, fspath
 
-from ssmvdm.config import (
-    TemporalConfig,
-    UNet3DConfig,
-    check_choice,
-    check_positive,
-    construct,
-    is_positive_int,
-)
+from ssmvdm.config import TemporalConfig, UNet3DConfig, check_choice, check_positive, construct
 from ssmvdm.data.source import DataConfig
 from ssmvdm.diffusion import LOSSES
 
@@ -85,9 +78,8 @@ class TrainingConfig:
         check_positive(self, "sample_steps")
         for name in ("seed", "workers", "sample_every"):
             value = getattr(self, name)
-            if value != 0 or isinstance(value, bool | float):
-                if not is_positive_int(value):
-                    raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
         _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         if self.clip_norm is not None:
             _check_number("clip_norm", self.clip_norm, 0.0, math.inf)
