@@ -1,0 +1,137 @@
+"""Frechet video distance: features of the I3D network that was trained on Kinetics-400.
+
+The weights are a file that the user supplies, as TorchScript; nothing is downloaded. A TorchScript file is a program,
+not data: `load_i3d` is the only place that runs one. It says which file it is about to run, and refuses, before torch
+sees it, an archive whose code reads or writes files or calls operators that torch does not have.
+
+Each video goes in whole, every frame resized to 224 x 224; its features are the 400 logits, averaged over time where
+the file leaves time in. Published numbers rest on inputs in [-1, 1] ("standard"); the code of the paper that this
+package follows feeds [0, 1] ("paper"), so its numbers compare with each other only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ssmvdm.errors import InputError
+
+SIZE = 224  # pixels that the network takes
+SCALINGS: dict[str, Callable[[Tensor], Tensor]] = {"standard": lambda x: 2.0 * x - 1.0, "paper": lambda x: x}
+# What the common file calls its switches, and how FVD sets them: input as it is, logits instead of probabilities.
+SWITCHES = {"rescale": False, "resize": False, "return_features": True}
+FORBIDDEN_CALL = re.compile(
+    r"(?<![\w.])(?:torch|ops\.aten)\.(?:save|load|from_file)\b|(?<![\w.])ops\.(?!(?:aten|prim|prims)\b)[\w.]+"
+)
+MAX_CODE_BYTES = 1 << 26
+
+
+class I3DFeatures:
+    """A FeatureExtractor. module: as `load_i3d` returns it. weights_sha256: of its file. scaling: "standard" or
+    "paper"."""
+
+    stamp = None
+
+    def __init__(self, module: torch.jit.ScriptModule, weights_sha256: str, scaling: str = "standard", device="cpu"):
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
+        self.name = "FVD (I3D, standard)" if scaling == "standard" else "FVD (I3D, inputs in [0, 1] as in the paper)"
+        self.module, self.scaling, self.device = module.to(device).eval(), scaling, torch.device(device)
+        self.switches = {name: value for name, value in SWITCHES.items() if name in _arguments(module)}
+        self.details = {"weights_sha256": weights_sha256, "scaling": scaling, "size": SIZE}
+        self.identity = hashlib.sha256(json.dumps(self.details, sort_keys=True).encode()).hexdigest()
+
+    @torch.inference_mode()
+    def features(self, videos: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._features(video) for video in videos])
+
+    def _features(self, video: np.ndarray) -> np.ndarray:
+        """(1, d) of one video (3, frames, height, width): 256 frames of 224 x 224 are 150 MB before any layer."""
+        frames = (
+            torch.from_numpy(np.array(video, np.float32)).to(self.device).transpose(0, 1)
+        )  # (frames, 3, height, width)
+        frames = interpolate(frames, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        clip = SCALINGS[self.scaling](frames).transpose(0, 1)[None]  # (1, 3, frames, 224, 224)
+        try:
+            logits = self.module(clip.contiguous(), **self.switches)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"the I3D file cannot take clips of {video.shape[1]} frames: {reason}") from error
+        is_vector = isinstance(logits, Tensor) and logits.is_floating_point() and logits.dim() in (2, 3)
+        if not is_vector or len(logits) != 1:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(f"the I3D file must return logits (1, classes) or (1, classes, time), got {got}")
+        logits = logits.double()
+        return (logits.mean(dim=2) if logits.dim() == 3 else logits).cpu().numpy()
+
+
+def load_i3d(path: Path, scaling: str = "standard", device="cpu", say: Callable[[str], None] = print) -> I3DFeatures:
+    """The user's TorchScript file of I3D as a feature extractor. `say` is told what is run before it is.
+
+    Raises InputError for a file that is missing, is no TorchScript, or whose code touches files.
+    """
+    try:
+        digest, size = file_sha256(path), path.stat().st_size
+    except OSError as error:
+        raise InputError(f"cannot read the I3D file {path}: {error.strerror or error}") from error
+    _audit(path)
+    say(
+        f"I3D: running {path} ({size / 2**20:.1f} MiB, SHA-256 {digest}). "
+        "A TorchScript file is a program: use only files from people you trust."
+    )
+    try:
+        module = torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: torch {torch.__version__} cannot read this TorchScript file: {reason}") from error
+    return I3DFeatures(module, digest, scaling, device)
+
+
+def _audit(path: Path) -> None:
+    """InputError unless the file is an archive with TorchScript's code in it, none of which touches files."""
+    expected = f"{path}: expected the I3D network as TorchScript (torch.jit.save)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len({member.filename for member in members}) < len(members):
+                raise InputError(f"{expected}, got an archive with two members of one name")
+            code = [m for m in members if re.search(r"(^|/)code/.*\.py$", m.filename)]
+            if not code:
+                kind = "tensors or objects of torch.save" if _is_saved(members) else "another zip archive"
+                raise InputError(f"{expected}, got {kind}")
+            if sum(member.file_size for member in code) > MAX_CODE_BYTES:
+                raise InputError(f"{expected}, got more than {MAX_CODE_BYTES} bytes of code")
+            for member in code:
+                found = FORBIDDEN_CALL.search(archive.read(member).decode("utf-8", errors="replace"))
+                if found:
+                    raise InputError(
+                        f"{path} calls {found[0]} in {member.filename}: a network has no need of it; refused"
+                    )
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.LargeZipFile) as error:
+        raise InputError(f"{expected}, got something else: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Of the file's bytes, as 64 digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_saved(members: list[zipfile.ZipInfo]) -> bool:
+    return any(member.filename.endswith("data.pkl") for member in members)
+
+
+def _arguments(module: torch.jit.ScriptModule) -> list[str]:
+    return [argument.name for argument in module.forward.schema.arguments]  # type: ignore[attr-defined]

@@ -1,0 +1,221 @@
+"""The loader of I3D's file, the features it gives, and their cache. No I3D weights are needed."""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ssmvdm
+from ssmvdm.errors import InputError
+from ssmvdm.evaluation.features import CachedFeatures
+from ssmvdm.evaluation.i3d import load_i3d
+from tests.evaluation import stand_in
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the form that FVD's file has
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    return stand_in.write(tmp_path_factory.mktemp("i3d") / "i3d.pt")
+
+
+@pytest.fixture(scope="module")
+def videos() -> np.ndarray:
+    return np.random.default_rng(0).random((3, 3, 6, 16, 16), dtype=np.float32)
+
+
+def test_features_are_the_logits_averaged_over_time(file, videos):
+    said = []
+    features = load_i3d(file, say=said.append).features(videos)
+    clip = torch.from_numpy(videos).double() * 2.0 - 1.0
+    frames = nn.functional.interpolate(clip.flatten(0, 1), size=(6, 224, 224)[1:], mode="bilinear").unflatten(0, (3, 3))
+    pooled = frames.square().mean(dim=(3, 4)) + frames.mean(dim=(3, 4))
+    weight = stand_in.StandIn().weight.detach().double()
+    expected = nn.functional.conv1d(pooled, weight).mean(dim=2)
+    # float32 throughout: pairwise sums over 224 x 224 pixels and 12 products, of numbers of size 1.
+    bound = (np.log2(224 * 224) + 12) * EPS * 2.0 * weight.abs().sum(dim=(1, 2)).max()
+    assert features.dtype == np.float64 and features.shape == (3, 5)
+    assert np.abs(features - expected.numpy()).max() <= bound
+    assert len(said) == 1 and str(file) in said[0] and "is a program" in said[0]
+
+
+def test_each_row_depends_on_its_video_only(file, videos):
+    extractor = load_i3d(file, say=lambda text: None)
+    assert np.array_equal(extractor.features(videos)[1:2], extractor.features(videos[1:2]))
+
+
+def test_the_two_scalings_give_different_features_names_and_identities(file, videos):
+    standard, paper = (load_i3d(file, scaling, say=lambda text: None) for scaling in ("standard", "paper"))
+    assert not np.allclose(standard.features(videos), paper.features(videos))
+    plain = np.broadcast_to(np.arange(4.0, 10.0, dtype=np.float32)[:, None, None] / 16.0, videos.shape)  # exact in both
+    assert np.array_equal(standard.features(plain), paper.features(2.0 * plain - 1.0))
+    assert standard.identity != paper.identity and standard.name != paper.name
+    with pytest.raises(ValueError, match="scaling must be one of standard, paper, got 'both'"):
+        load_i3d(file, "both", say=lambda text: None)
+
+
+def test_other_weights_have_another_identity(file, tmp_path):
+    other = load_i3d(stand_in.write(tmp_path / "other.pt", seed=1), say=lambda text: None)
+    assert other.identity != load_i3d(file, say=lambda text: None).identity
+
+
+def test_too_few_frames_are_an_input_error(file, videos):
+    with pytest.raises(InputError, match="cannot take clips of 3 frames"):
+        load_i3d(file, say=lambda text: None).features(videos[:, :, :3])
+
+
+class NoLogits(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_module_that_returns_no_logits_is_an_input_error(tmp_path, videos):
+    torch.jit.script(NoLogits()).save(str(tmp_path / "other.pt"))
+    with pytest.raises(InputError, match=r"must return logits .*, got \(1, 3, 6, 224, 224\)"):
+        load_i3d(tmp_path / "other.pt", say=lambda text: None).features(videos)
+
+
+class Plain(nn.Module):
+    """Without switches, as a traced file is, and with time averaged inside."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3, 4))
+
+
+def test_a_file_without_switches_is_called_with_the_clip_alone(tmp_path, videos):
+    torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
+    features = load_i3d(tmp_path / "plain.pt", "paper", say=lambda text: None).features(videos)
+    bound = np.log2(6 * 224 * 224) * EPS + EPS  # of a float32 sum in pairs, and of the interpolation
+    assert np.abs(features - videos.mean(axis=(2, 3, 4), dtype=np.float64)).max() <= bound
+
+
+class Mark:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+class Toucher(nn.Module):
+    """A TorchScript program that would create a file."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = str(path)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_file(self.path, True, 16)[0]
+
+
+def hostile_files(folder: Path, mark: Path, good: bytes) -> dict[str, str]:
+    """Writes them; name -> what the refusal says."""
+    (folder / "pickle.pt").write_bytes(pickle.dumps(Mark(mark)))
+    torch.save({"weights": Mark(mark)}, folder / "saved.pt")
+    torch.save({"weights": Mark(mark)}, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    torch.jit.script(Toucher(mark)).save(str(folder / "toucher.pt"))
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "text.pt").write_text("not weights")
+    (folder / "half.pt").write_bytes(good[: len(good) // 2])
+    with zipfile.ZipFile(folder / "zip.pt", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with zipfile.ZipFile(folder / "code.pt", "w") as archive:
+        archive.writestr("m/code/__torch__.py", "class StandIn(Module):\n  pass\n")
+    with zipfile.ZipFile(folder / "operators.pt", "w") as archive:
+        archive.writestr("m/code/__torch__.py", "def f(x):\n  return ops.system.run(x)\n")
+    with zipfile.ZipFile(folder / "twice.pt", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        for _ in range(2):
+            archive.writestr("m/code/__torch__.py", "class StandIn(Module):\n  pass\n")
+    return {
+        "pickle.pt": "expected the I3D network as TorchScript",
+        "saved.pt": "tensors or objects of torch.save",
+        "legacy.pt": "expected the I3D network as TorchScript",
+        "toucher.pt": r"calls torch\.from_file",
+        "empty.pt": "expected the I3D network as TorchScript",
+        "text.pt": "expected the I3D network as TorchScript",
+        "half.pt": "expected the I3D network as TorchScript",
+        "zip.pt": "another zip archive",
+        "code.pt": "cannot read this TorchScript file",
+        "operators.pt": r"calls ops\.system\.run",
+        "twice.pt": "two members of one name",
+        "missing.pt": "cannot read the I3D file",
+        ".": "cannot read the I3D file",
+    }
+
+
+def test_hostile_and_wrong_files_are_refused_and_run_nothing(file, tmp_path):
+    mark = tmp_path / "mark"
+    for name, message in hostile_files(tmp_path, mark, file.read_bytes()).items():
+        said = []
+        with pytest.raises(InputError, match=message):
+            load_i3d(tmp_path / name, say=said.append)
+        assert not mark.exists(), name
+        assert not said or name == "code.pt"  # nothing is announced that will not be run
+    with open(tmp_path / "pickle.pt", "rb") as stream:
+        pickle.load(stream).close()
+    assert mark.exists()  # so the file would have
+
+
+def test_no_other_file_of_the_package_loads_torchscript():
+    package = Path(ssmvdm.__file__).parent
+    calls = re.compile(r"\bjit\s*\.\s*load\b|\bhub\s*\.\s*load\b|import_ir_module")
+    users = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if calls.search(path.read_text())]
+    assert users == ["evaluation/i3d.py"]
+
+
+def test_cache_computes_each_video_once_for_each_extractor(file, videos, tmp_path):
+    def cached(scaling: str) -> CachedFeatures:
+        return CachedFeatures(load_i3d(file, scaling, say=lambda text: None), tmp_path)
+
+    first = cached("standard")
+    whole = first.features(videos)
+    assert (first.hits, first.misses) == (0, 3)
+    first.save()
+    second = cached("standard")
+    changed = videos.copy()
+    changed[1] = 1.0 - changed[1]
+    again = second.features(changed[::-1])
+    assert (second.hits, second.misses) == (2, 1)
+    assert np.array_equal(again[[0, 2]], whole[[2, 0]]) and not np.array_equal(again[1], whole[1])
+    other = cached("paper")
+    other.features(videos)
+    assert (other.hits, other.misses) == (0, 3)
+
+
+def test_two_processes_that_save_keep_what_both_found(file, videos, tmp_path):
+    one, two = (CachedFeatures(load_i3d(file, say=lambda text: None), tmp_path) for _ in range(2))
+    one.features(videos[:1])
+    two.features(videos[1:])
+    one.save()
+    two.save()
+    both = CachedFeatures(load_i3d(file, say=lambda text: None), tmp_path)
+    both.features(videos)
+    assert (both.hits, both.misses) == (3, 0)
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "other arrays", "nan", "objects"])
+def test_a_damaged_cache_is_reported_and_computed_again(file, videos, tmp_path, damage):
+    cache = CachedFeatures(load_i3d(file, say=lambda text: None), tmp_path)
+    expected = cache.features(videos)
+    cache.save()
+    content = cache.path.read_bytes()
+    if damage in ("half", "empty"):
+        cache.path.write_bytes(content[: len(content) // 2 if damage == "half" else 0])
+    elif damage == "other arrays":
+        np.savez(cache.path, keys=np.zeros((3, 32), np.uint8))
+    elif damage == "objects":
+        np.savez(cache.path, keys=np.array([Mark(tmp_path / "mark")] * 3), features=expected)
+    else:
+        np.savez(cache.path, keys=np.zeros((3, 32), np.uint8), features=np.full((3, 5), np.nan))
+    with pytest.warns(UserWarning, match="is damaged"):
+        again = CachedFeatures(cache.extractor, tmp_path)
+    assert np.array_equal(again.features(videos), expected)
+    assert again.misses == 3 and not (tmp_path / "mark").exists()
