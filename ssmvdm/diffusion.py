@@ -5,10 +5,13 @@ reference to a network. Videos are in [-1, 1]; a model is any callable (x_t, t, 
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ssmvdm import samplers
 
 Denoiser = Callable[..., Tensor]
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
@@ -89,7 +92,7 @@ class GaussianDiffusion:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of the model's p(x_{t-1} | x_t): the posterior at the video it predicts."""
         x0 = self.predict_x0(x_t, t, model(x_t, t, **model_kwargs))
-        return self.posterior(self._clip(x0) if clip else x0, x_t, t)
+        return self.posterior(self.threshold(x0) if clip else x0, x_t, t)
 
     def p_sample(
         self, model: Denoiser, x_t: Tensor, t: Tensor, noise: Tensor, *, clip: bool = True, **model_kwargs
@@ -103,7 +106,6 @@ class GaussianDiffusion:
         """Mean error of the predicted noise at step t (DDPM eq. 14): a scalar. x0 in [-1, 1]."""
         return LOSSES[self.loss](model(self.q_sample(x0, t, noise), t, **model_kwargs), noise)
 
-    @torch.no_grad()
     def sample(
         self,
         model: Denoiser,
@@ -118,14 +120,11 @@ class GaussianDiffusion:
 
         generator draws the noise of each step; progress wraps the steps T-1 .. 0 (tqdm, say).
         """
-        x = noise
-        for step in progress(range(self.timesteps - 1, -1, -1)):
-            t = torch.full((x.shape[0],), step, device=x.device)
-            step_noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = self.p_sample(model, x, t, step_noise, clip=clip, **model_kwargs)
-        return x
+        generators = [generator] * noise.shape[0]
+        return samplers.ddpm(self, partial(model, **model_kwargs), noise, generators, clip=clip, progress=progress)
 
-    def _clip(self, x0: Tensor) -> Tensor:
+    def threshold(self, x0: Tensor) -> Tensor:
+        """Predicted videos clipped as `dynamic_threshold` says."""
         if self.dynamic_threshold is None:
             return x0.clamp(-1, 1)
         magnitude = x0.detach().flatten(1).abs()
