@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -179,9 +179,9 @@ def verify(path: Path) -> None:
     """CheckpointError unless every file is there, is a plain file, and has the manifest's size and SHA-256."""
     if not stat.S_ISDIR(_status(path).st_mode):
         raise CheckpointError(f"{path}: expected a folder")
-    for entry in _names(path):
-        if entry not in (*FILES, MANIFEST):
-            raise CheckpointError(f"{path / entry}: does not belong to a checkpoint")
+    for name in _names(path):
+        if name not in (*FILES, MANIFEST):
+            raise CheckpointError(f"{path / name}: does not belong to a checkpoint")
     content = _read_small(path / MANIFEST)
     entries = _entries(path / MANIFEST, content)
     step = json.loads(content)["step"]
@@ -367,7 +367,7 @@ def _read_small(path: Path) -> bytes:
         raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
-def _parsed(path: Path, content: bytes):
+def _parsed(path: Path, content: bytes) -> Any:
     try:
         return json.loads(content.decode("ascii"))
     except (ValueError, RecursionError) as error:

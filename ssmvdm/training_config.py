@@ -3,14 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from os import PathLike, fspath
 
 from ssmvdm.config import TemporalConfig, UNet3DConfig, check_choice, check_positive, construct
 from ssmvdm.data.source import DataConfig
 from ssmvdm.diffusion import LOSSES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-SHARDINGS = ("replicated", "sharded")
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,6 @@ class TrainingConfig:
         clips. ema_decay: of the averaged weights, which samples and checkpoints are read with.
     precision: "fp32", or "bf16" or "fp16" for mixed precision: weights, averages and moments stay float32.
     compile: run the network through torch.compile.
-    sharding: over several processes, "replicated" keeps everything in each (DDP); "sharded" splits weights, gradients
-        and moments among them (FSDP), for networks that do not fit otherwise.
     workers: processes that load clips ahead, per training process; 0 loads them in between.
     log_every, checkpoint_every, sample_every: in steps; sample_every 0 never samples. The last step is always kept.
     keep: newest checkpoints that stay on disk. samples: clips per sample sheet. sample_steps: DDIM steps for them.
@@ -61,7 +57,6 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     precision: str = "fp32"
     compile: bool = False
-    sharding: str = "replicated"
     workers: int = 0
     log_every: int = 1
     checkpoint_every: int = 1000
@@ -86,7 +81,6 @@ class TrainingConfig:
         if self.ema_decay != 0:
             _check_number("ema_decay", self.ema_decay, 0.0, 1.0)
         check_choice("precision", self.precision, PRECISIONS)
-        check_choice("sharding", self.sharding, SHARDINGS)
         if not isinstance(self.compile, bool):
             raise ValueError(f"compile must be True or False, got {self.compile!r}")
         if self.network.cond_dim is not None:
@@ -97,7 +91,7 @@ class TrainingConfig:
 
     def to_dict(self) -> dict:
         """Plain values that JSON can hold; `from_dict` is the inverse."""
-        return _plain(asdict(self))
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "TrainingConfig":
@@ -119,17 +113,20 @@ def _check_number(name: str, value, above: float, below: float) -> None:
         raise ValueError(f"{name} must be a number above {above:g} and below {below:g}, got {value!r}")
 
 
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return fspath(value) if isinstance(value, PathLike) else value
+def _paper(data: str, layer: str = "bi-s6") -> TrainingConfig:
+    """A run of the paper's current version. 8 processes make a step of 8 clips."""
+    network = UNet3DConfig(base_channels=112, temporal=TemporalConfig(layer=layer, heads=14))
+    return TrainingConfig(network=network, data=DataConfig(data, frames=256, size=32))
 
 
-def _paper_network(layer: str = "bi-s6") -> UNet3DConfig:
-    """The network of the paper's current version: 172 to 175 million parameters with attention, bi-S4D or bi-S6."""
-    return UNet3DConfig(base_channels=112, temporal=TemporalConfig(layer=layer, heads=14))
+def _first_version(data: str, frames: int, size: int = 32, timesteps: int = 256, **others) -> TrainingConfig:
+    """A run of the paper's first version. Its batch and its number of steps are not known to us: those of the current
+    one stand in."""
+    layer = TemporalConfig(layer="bi-s4d", mixer="glu-mlp", heads=8, states=512, linear_dim=512)
+    diffusion, clips = DiffusionConfig(timesteps), DataConfig(data, frames=frames, size=size)
+    return TrainingConfig(
+        network=UNet3DConfig(temporal=layer), diffusion=diffusion, data=clips, ema_decay=0.995, **others
+    )
 
 
 _DEMO = TrainingConfig(
@@ -143,10 +140,20 @@ _DEMO = TrainingConfig(
     sample_every=500,
 )
 
-# The settings of arXiv 2403.07711: 8 GPUs with one clip each, 100 000 steps, T = 256, l2, Adam 1e-4, EMA .9999.
-_PAPER = TrainingConfig(network=_paper_network(), data=DataConfig("maze", frames=256, size=32))
-
+# Of data sets on disk the place is the user's to say: --data.path. The paper merged training and test videos, which is
+# --data.merge-splits True.
 PRESETS = {
     "cpu-demo": _DEMO,
-    "paper-maze-256": _PAPER,
+    "paper-maze-256": _paper("maze"),
+    "paper-maze-256-attention": _paper("maze", "attention"),
+    "paper-maze-256-bi-s4d": _paper("maze", "bi-s4d"),
+    "paper-minerl-256": _paper("minerl"),
+    "paper-gqn-256": _paper("gqn-mazes"),
+    "paper-carla-256": _paper("carla"),
+    "paper-ucf101-16": _first_version("ucf101", 16, learning_rate=3e-4),
+    "paper-ucf101-16-64px": _first_version("ucf101", 16, size=64, timesteps=1000),
+    "paper-minerl-64": _first_version("minerl", 64),
+    "paper-minerl-150": _first_version("minerl", 150),
+    "paper-minerl-200": _first_version("minerl", 200),
+    "paper-minerl-400": _first_version("minerl", 400),
 }
