@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from ssmvdm.commands import bench, data, info
+from ssmvdm.commands import bench, convert, data, info
 from ssmvdm.errors import InputError
 
 FAILED = 1
@@ -38,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]):
     """The chosen command's options. InputError for what cannot be understood, SystemExit after --help."""
-    app, benches = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
+    app, benches, conversions = (tyro.extras.SubcommandApp() for _ in range(3))
     benches.command(bench.MemoryOptions, name="memory")
     benches.command(bench.ScanOptions, name="scan")
     benches.command(bench.ReportOptions, name="report")
     app.command(benches, name="bench", help="Measure memory and time, every number behind a correctness gate.")
+    conversions.command(convert.ConvertDataOptions, name="data")
+    app.command(conversions, name="convert", help="Foreign data sets and checkpoints into the forms used here.")
     app.command(data.DataOptions, name="data")
     app.command(info.InfoOptions, name="info")
     complaint = io.StringIO()
@@ -74,6 +76,7 @@ COMMANDS = {
     bench.MemoryOptions: bench.run_memory,
     bench.ScanOptions: bench.run_scan,
     bench.ReportOptions: bench.run_report,
+    convert.ConvertDataOptions: convert.run_data,
     data.DataOptions: data.run,
     info.InfoOptions: info.run,
 }

@@ -18,7 +18,7 @@ from ssmvdm.data.checks import check_clip_arguments
 from ssmvdm.data.clip import Clip
 from ssmvdm.data.datasets import DATA_SETS
 from ssmvdm.data.files import FileSource
-from ssmvdm.data.videos import EXTRA_OF_SUFFIX
+from ssmvdm.data.videos import MODULE_OF_SUFFIX
 
 __all__ = ["DATA_SETS", "PROCEDURAL", "Clip", "ClipSource", "DataConfig", "ProceduralSource", "open_source"]
 
@@ -107,12 +107,14 @@ def open_source(config: DataConfig) -> ClipSource:
         raise ValueError(f"path: {config.name!r} needs the place of its files, got None")
     data_set = DATA_SETS[config.name]
     training, held_out = data_set.split(Path(config.path))
+    if both := set(training) & set(held_out):
+        raise ValueError(f"path: {min(file.path for file in both)} is listed for training and as held out")
     if config.merge_splits:
         training = held_out = (*training, *held_out)
     if not training:
         raise ValueError(f"path: there are no training videos below {config.path}")
-    for suffix in sorted({file.path.suffix.lower() for file in (*training, *held_out)} & EXTRA_OF_SUFFIX.keys()):
-        extra, module = EXTRA_OF_SUFFIX[suffix]
+    for suffix in sorted({file.path.suffix.lower() for file in (*training, *held_out)} & MODULE_OF_SUFFIX.keys()):
+        module = MODULE_OF_SUFFIX[suffix]
         if importlib.util.find_spec(module) is None:
-            raise ValueError(f"path: {suffix} files need {module}: pip install 'ssmvdm-kernels[{extra}]'")
+            raise ValueError(f"path: {suffix} files need {module}: pip install 'ssmvdm-kernels[video]'")
     return FileSource(training, held_out, config.frames, config.size, data_set.edge, config.max_unusable)

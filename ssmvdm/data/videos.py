@@ -22,7 +22,7 @@ import numpy as np
 
 CODED = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 SUFFIXES = (".npy", ".npz", ".gif", *CODED)
-EXTRA_OF_SUFFIX = {".gif": ("bench", "PIL"), **dict.fromkeys(CODED, ("video", "av"))}  # suffix -> (our extra, module)
+MODULE_OF_SUFFIX = {".gif": "PIL", **dict.fromkeys(CODED, "av")}  # of the extra "video"
 MAX_FRAME_BYTES = 1 << 28  # of an honest video; 8k frames in float32 fit
 
 
@@ -138,8 +138,8 @@ class CodedVideo:
             stream = container.streams.video[0]
             self.shape = (stream.codec_context.height, stream.codec_context.width)
             _check_frame(3 * math.prod(self.shape))
-            # The last packet is empty: it asks the decoder for the frames that it still holds.
-            packets = [packet for packet in container.demux(stream) if packet.dts is not None and not packet.is_discard]
+            # The last packet is empty: it asks a decoder for the frames that it still holds.
+            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
             if "mp4" in container.format.name and len(packets) < stream.frames:
                 raise ValueError(f"ends after {len(packets)} of its {stream.frames} frames")
             # An .avi says in which order frames are decoded, and not when they are shown.

@@ -28,7 +28,7 @@ def run(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "bench, data, info"),
+        ([], "bench, convert, data, info"),
         (["bench"], "memory, scan, report"),
         (["nonsense"], "nonsense"),
         (["bench", "memory", "--layers", "lstm"], "--layers: unknown layer 'lstm'; expected some of attention-einsum"),
