@@ -84,7 +84,7 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
     for path in folder.iterdir():
         if LEFT_OVER.fullmatch(path.name):
             _discard(path)
-    final = folder / f"step-{state.step}"
+    final = step_path(folder, state.step)
     is_damaged = os.path.lexists(final)
     if is_damaged and _complaint(final) is None:
         return final
@@ -169,6 +169,10 @@ def step_folders(folder: Path) -> list[Path]:
     """What is called step-N in `folder`, newest first."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in paths if STEP.fullmatch(path.name)), key=_number, reverse=True)
+
+
+def step_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step}"
 
 
 def _number(path: Path) -> int:

@@ -1,0 +1,63 @@
+"""What a run leaves behind while it goes: log.jsonl always, TensorBoard's files where it is installed."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+from ssmvdm.data.export import replacing
+
+PLOTTED = ("loss", "gradient_norm", "seconds", "memory_bytes")
+
+
+class RunLog:
+    """folder/log.jsonl, one JSON object per line and step, and folder/tensorboard.
+
+    step: the one that the run goes on from. Lines of later steps, which a killed run may have left, are dropped, and a
+    last line that was cut short with them.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / "log.jsonl"
+        kept = [json.dumps(record) + "\n" for record in read_log(self.path) if record["step"] <= step]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._writer = _tensorboard(folder / "tensorboard", step)
+
+    def write(self, record: dict) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name in PLOTTED:
+                self._writer.add_scalar(name, record[name], record["step"])
+
+    def sync(self) -> None:
+        """What was written is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_log(path: Path) -> list[dict]:
+    """The records of a log.jsonl, up to a line that was cut short; none if there is no file."""
+    records: list[dict] = []
+    if not path.exists():
+        return records
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                break
+            records.append(json.loads(line))
+    return records
+
+
+def _tensorboard(folder: Path, step: int):
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,299 @@
+"""Training: clips, noise, the loss, Adam, the averaged weights, and a checkpoint now and then.
+
+A run is a function of its configuration and the number of processes. Step k sees examples whose numbers follow from k,
+an example follows from the seed and its number, and there is no other randomness. So a run that is killed and resumed
+arrives at the same bits as one that was not. Devices, processes, mixed precision and accumulation are accelerate's.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict as by_name
+from tqdm import tqdm
+
+from benchmarks.process_memory import resident_bytes
+from ssmvdm import checkpoint
+from ssmvdm.checkpoint import State
+from ssmvdm.data.export import replacing, write_gif
+from ssmvdm.data.source import open_source
+from ssmvdm.diffusion import GaussianDiffusion
+from ssmvdm.ema import averaged
+from ssmvdm.examples import Example, Examples, Numbers, batches
+from ssmvdm.run_log import RunLog
+from ssmvdm.sampling import sample_videos
+from ssmvdm.training_config import TrainingConfig
+from ssmvdm.unet3d import UNet3D
+
+PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# What a run may change when it is resumed: nothing that its weights at a given step depend on.
+FREE = ("steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps")
+GIB = 2**30
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient of a step is not finite; the weights are those before the step."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; the step was finished and a checkpoint written, which the message names."""
+
+
+def train(
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    on_step: Callable[[dict], None] | None = None,
+) -> Path:
+    """Train up to config.steps and return the last checkpoint, a folder for `ssmvdm.checkpoint.load_model`.
+
+    folder: of the run; it gets checkpoints/step-N, log.jsonl, samples/step-N.gif and, where TensorBoard is installed,
+        tensorboard/. A run that is there already goes on from its newest whole checkpoint; with resume=False it is an
+        error. on_step is called after each step with its log record.
+    Under `accelerate launch` or torchrun each process calls this; the first one writes.
+
+    Raises ValueError for a configuration that differs from that of the run in `folder`, CheckpointError if none of its
+    checkpoints can be used, NonFiniteError, and Interrupted.
+    """
+    run = Run(config, Path(folder), resume)
+    if run.step >= config.steps:
+        return checkpoint.step_path(run.checkpoints, run.step)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = RunLog(run.folder, run.step) if run.is_main else None
+    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not (progress and run.is_main))
+    try:
+        with _asked_to_stop() as is_asked:
+            while run.step < config.steps:
+                record, is_stopping = run.advance(is_asked())
+                bar.set_postfix_str(_summary(record), refresh=False)
+                bar.update()
+                if log is not None and (run.step % config.log_every == 0 or run.step == config.steps):
+                    log.write(record)
+                if on_step is not None:
+                    on_step(record)
+                run.keep(is_stopping, log)
+                if is_stopping and run.step < config.steps:
+                    path = checkpoint.step_path(run.checkpoints, run.step)
+                    raise Interrupted(f"stopped after step {run.step} of {config.steps}, kept in {path}")
+    finally:
+        bar.close()
+        if log is not None:
+            log.close()
+    return checkpoint.step_path(run.checkpoints, run.step)
+
+
+class Run:
+    """A run at one step: network, averages, optimizer, and the examples seen so far."""
+
+    def __init__(self, config: TrainingConfig, folder: Path, resume: bool = True):
+        self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
+        found = _found(config, self.checkpoints, resume)
+        self.accelerator = accelerator = _accelerator(config)
+        self.is_main, device = accelerator.is_main_process, accelerator.device
+        self.diffusion = GaussianDiffusion(config.diffusion.timesteps, config.diffusion.loss)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(config.seed)
+            self.network = UNet3D(config.network).to(device)
+        self.ema = averaged(self.network, config.ema_decay)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, betas=(0.9, 0.999))
+        # Neither parallel training nor torch.compile puts other parameters into `network`: it stays what is trained.
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        self.step = self.examples_seen = 0
+        if found is not None:
+            self._restore(found)
+        self.source = open_source(config.data)
+        self.examples = Examples(self.source, config.seed, config.diffusion.timesteps)
+        self._batches = batches(self.examples, self._numbers(), config.workers, device.type == "cuda")
+        self.examples_per_step = config.batch * config.accumulate * accelerator.num_processes
+
+    def advance(self, is_asked_to_stop: bool) -> tuple[dict, bool]:
+        """One optimizer step: its log record, and whether any process was asked to stop."""
+        config, accelerator, start = self.config, self.accelerator, time.perf_counter()
+        total = torch.zeros((), device=accelerator.device)
+        for _ in range(config.accumulate):
+            with accelerator.accumulate(self.model):
+                loss = self._loss(next(self._batches))
+                accelerator.backward(loss)
+                total += loss.detach()
+        # A limit of infinity leaves the gradient as it is, to the bit, and gives its norm all the same.
+        norm = accelerator.clip_grad_norm_(self.network.parameters(), config.clip_norm or math.inf)
+        # One exchange per step: what all processes must agree on. It is also the step's only wait for the device.
+        told = torch.stack((total / config.accumulate, norm.float(), torch.full_like(total, is_asked_to_stop)))
+        loss_value, norm_value, asked = accelerator.reduce(told, "mean").tolist()
+        # Mixed precision in fp16 meets infinite gradients as a matter of course: its scaler leaves such a step out.
+        if not math.isfinite(loss_value) or (accelerator.scaler is None and not math.isfinite(norm_value)):
+            self._report(loss_value, norm_value)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(self.network)
+        self.step += 1
+        self.examples_seen += self.examples_per_step
+        record = {
+            "step": self.step,
+            "examples": self.examples_seen,
+            "loss": loss_value,
+            "gradient_norm": norm_value if math.isfinite(norm_value) else None,
+            "seconds": time.perf_counter() - start,
+            "memory_bytes": _memory_bytes(accelerator.device),
+        }
+        return record, asked > 0
+
+    def keep(self, is_stopping: bool, log: RunLog | None) -> None:
+        """Checkpoint and samples, where it is time for them."""
+        config, is_last = self.config, self.step == self.config.steps
+        if is_stopping or is_last or self.step % config.checkpoint_every == 0:
+            if log is not None:
+                log.sync()  # the lines up to a checkpoint are there if the checkpoint is
+                checkpoint.save(self.checkpoints, self._state(), config.keep)
+            self.accelerator.wait_for_everyone()
+        if config.sample_every and (is_last or self.step % config.sample_every == 0) and self.is_main:
+            self.write_samples()
+
+    def write_samples(self) -> Path:
+        """folder/samples/step-N.gif, a few videos from the averaged weights."""
+        config, data = self.config, self.config.data
+        steps = min(config.sample_steps, config.diffusion.timesteps)
+        videos = sample_videos(
+            self.ema.module, self.diffusion, config.samples, data.frames, data.size, sampler="ddim", steps=steps,
+            seed=config.seed, batch=config.batch,
+        )  # fmt: skip
+        path = self.folder / "samples" / f"step-{self.step}.gif"
+        path.parent.mkdir(exist_ok=True)
+        write_gif(path, np.stack(list(videos)))
+        return path
+
+    def _numbers(self) -> Numbers:
+        """Of the examples that are next for this process."""
+        accelerator = self.accelerator
+        return Numbers(self.examples_seen, self.config.batch, accelerator.process_index, accelerator.num_processes)
+
+    def _loss(self, batch: Example) -> Tensor:
+        x0, t, noise = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+        return self.diffusion.training_loss(self.model, x0, t, noise)
+
+    def _state(self) -> State:
+        moments = by_name.get_optimizer_state_dict(self.network, self.optimizer.optimizer)["state"]
+        return State(
+            config=self.config,
+            step=self.step,
+            examples=self.examples_seen,
+            model=self.network.state_dict(),
+            ema=self.ema.module.state_dict(),
+            optimizer={f"{name}.{key}": value for name, own in moments.items() for key, value in own.items()},
+            scaler={} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+        )
+
+    def _restore(self, state: State) -> None:
+        self.step, self.examples_seen = state.step, state.examples
+        self.network.load_state_dict(state.model)
+        self.ema.module.load_state_dict(state.ema)
+        self.ema.n_averaged.fill_(state.step)
+        optimizer = self.optimizer.optimizer
+        groups = by_name.get_optimizer_state_dict(self.network, optimizer)["param_groups"]
+        names = (name for name, _ in self.network.named_parameters())
+        moments = {name: {key: state.optimizer[f"{name}.{key}"] for key in checkpoint.MOMENTS} for name in names}
+        by_name.set_optimizer_state_dict(self.network, optimizer, {"state": moments, "param_groups": groups})
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+
+    @torch.no_grad()
+    def _report(self, loss: float, norm: float) -> None:
+        """Write what is known of a step that is not finite, the loss of each example of this process too, and raise."""
+        numbers = chain.from_iterable(islice(self._numbers(), self.config.accumulate))
+        losses = {}
+        for number in numbers:
+            losses[number] = self._loss(Example(*(tensor[None] for tensor in self.examples[number]))).item()
+        report = {
+            "step": self.step + 1,
+            "loss": str(loss),
+            "gradient_norm": str(norm),
+            "examples": [self.examples_seen, self.examples_seen + self.examples_per_step - 1],
+            "loss_of_example": {number: str(value) for number, value in losses.items()},
+        }
+        path = self.folder / f"not-finite-{self.step + 1}-{self.accelerator.process_index}.json"
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="ascii")
+        guilty = [number for number, value in losses.items() if not math.isfinite(value)]
+        raise NonFiniteError(
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}; examples {report['examples'][0]} to "
+            f"{report['examples'][1]}, of which {guilty or 'none alone'} have no finite loss; see {path}"
+        )
+
+
+def _found(config: TrainingConfig, checkpoints: Path, resume: bool) -> State | None:
+    """The state to go on from, if the folder has one, checked against the configuration."""
+    if not resume:
+        if checkpoint.step_folders(checkpoints):
+            raise ValueError(f"{checkpoints.parent} has a run, and it is not to be resumed: choose another folder")
+        return None
+    loaded = checkpoint.load_newest(checkpoints)
+    if loaded is None:
+        return None
+    for reason in loaded.refused:
+        warnings.warn(f"{loaded.path} is resumed; a newer one is refused: {reason}", stacklevel=4)
+    ours, theirs = asdict(config), asdict(loaded.state.config)
+    theirs["data"]["path"] = ours["data"]["path"]  # the same data may lie somewhere else by now
+    changed = [name for name in ours if name not in FREE and ours[name] != theirs[name]]
+    if changed:
+        told = ", ".join(f"{name} was {theirs[name]!r} and is {ours[name]!r}" for name in changed)
+        raise ValueError(f"{checkpoints.parent} has a run of another configuration: {told}")
+    if loaded.state.step > config.steps:
+        raise ValueError(f"steps: the run in {checkpoints.parent} is at {loaded.state.step}, got {config.steps}")
+    return loaded.state
+
+
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+    return Accelerator(
+        mixed_precision=PRECISION_OF_ACCELERATE[config.precision],
+        gradient_accumulation_steps=config.accumulate,
+        dynamo_backend="inductor" if config.compile else "no",
+    )
+
+
+def _summary(record: dict) -> str:
+    memory = record["memory_bytes"]
+    return f"loss {record['loss']:.4f}" + ("" if memory is None else f", {memory / GIB:.1f} GiB")
+
+
+def _memory_bytes(device: torch.device) -> int | None:
+    """Largest memory in use on a GPU so far; on the CPU the process's memory now."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come. The first one is only noted; a second one does what it always did."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event.is_set  # only the main thread can have handlers
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield event.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
