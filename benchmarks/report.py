@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.environment import busy_warning, one_line
+from benchmarks.page import environment_table, legend, themed_figure, whole_page
 from benchmarks.shapes import GIB, layer_named
 from benchmarks.terminal import parameters_cell, ratio_cell
 from ssmvdm.errors import InputError
@@ -129,37 +130,18 @@ def page(result: dict) -> str:
                    "pixels, batch 1; exact, on fake tensors", result["saved"], settings,
                    lambda row: f"{row['saved_bytes'] / GIB:.2f}")
         )  # fmt: skip
-    sections += [_gates(result), _method(limit), _environment(environment, result["wall_seconds"])]
-    return _PAGE.replace("@stamp@", html.escape(one_line(environment))).replace("@body@", "\n".join(sections))
+    sections += [_gates(result), _method(limit), environment_table(environment, result["wall_seconds"])]
+    return whole_page("Memory and time of temporal layers against frames", one_line(environment), sections)
 
 
 def _figures(result: dict) -> str:
-    """The panels side by side, or below each other where the page is narrow, in both appearances; then the legend."""
-    from benchmarks.plots import THEMES, panel_svgs
+    """The panels in both appearances; then the legend."""
+    from benchmarks.plots import THEMES, panel_svgs, published_in
 
-    parts = []
-    for theme in THEMES:
-        for index, svg in enumerate(panel_svgs(result, theme)):
-            body = svg[svg.index("<svg") :]  # without the XML prologue, which HTML does not take
-            for kind in ('id="', "url(#", 'xlink:href="#'):  # several figures in one page: keep their ids apart
-                body = body.replace(kind, f"{kind}{theme.name}{index}-")
-            parts.append(f'<div class="panel {theme.name}">{body}</div>')
-    label = "Memory and time against frames for every temporal layer"
-    return f'<figure role="img" aria-label="{label}">{"".join(parts)}</figure>{_legend(result["settings"])}'
-
-
-def _legend(settings: dict) -> str:
-    from benchmarks.plots import published_in
-
-    entries = [(layer, layer.label, "fill") for layer in map(layer_named, settings["layers"])]
-    entries += [(layer_named(published.layer), published.label, "none") for published in published_in(settings)]
-    items = []
-    for layer, label, fill in entries:
-        shape = _MARKS[layer.marker].format(fill="currentColor" if fill == "fill" else "none")
-        style = f"--on-light:{layer.color[0]};--on-dark:{layer.color[1]}"
-        mark = f'<svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">{shape}</svg>'
-        items.append(f'<li><span class=mark style="{style}">{mark}</span>{html.escape(label)}</li>')
-    return f"<ul class=legend>{''.join(items)}</ul>"
+    svgs = {theme.name: panel_svgs(result, theme) for theme in THEMES}
+    entries = [(layer, layer.label, True) for layer in map(layer_named, result["settings"]["layers"])]
+    entries += [(layer_named(shown.layer), shown.label, False) for shown in published_in(result["settings"])]
+    return themed_figure(svgs, "Memory and time against frames for every temporal layer") + legend(entries)
 
 
 def _headline(result: dict) -> str:
@@ -250,32 +232,6 @@ def _method(limit: int | None) -> str:
     return f"<h2>How it was measured</h2><p>{_METHOD_TEXT}{limit_text}</p>"
 
 
-def _environment(environment: dict, wall_seconds: float) -> str:
-    rows = environment | {"wall clock of the run": f"{wall_seconds:.0f} s"}
-    if environment.get("memory_bytes"):
-        rows["memory_bytes"] = f"{environment['memory_bytes'] / GIB:.1f} GiB"
-    body = "".join(
-        f"<tr><th scope=row>{html.escape(key.replace('_bytes', '').replace('_', ' '))}</th>"
-        f"<td>{html.escape(', '.join(value) if isinstance(value, list) else str(value))}</td></tr>"
-        for key, value in rows.items()
-    )
-    return f"<h2>Environment</h2><div class=scroll><table class=plain><tbody>{body}</tbody></table></div>"
-
-
-_MARKS = {  # matplotlib's marker -> the same as SVG
-    "s": '<rect x="2" y="2" width="12" height="12" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    "D": '<path d="M8 1 15 8 8 15 1 8Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    "^": '<path d="M8 2 15 14H1Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    "v": '<path d="M8 14 1 2H15Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    "P": '<path d="M6 2H10V6H14V10H10V14H6V10H2V6H6Z" fill="{fill}" stroke="currentColor" stroke-width="1.5"/>',
-    "<": '<path d="M2 8 14 1V15Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    ">": '<path d="M14 8 2 1V15Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    "p": '<path d="M8 2 14 6.5 12 14H4L2 6.5Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    "h": '<path d="M8 1.5 14 5V11L8 14.5 2 11V5Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-    "X": '<path d="M5 2 8 5 11 2 14 5 11 8 14 11 11 14 8 11 5 14 2 11 5 8 2 5Z" fill="{fill}" stroke="currentColor" '
-    'stroke-width="1.5"/>',
-    "o": '<circle cx="8" cy="8" r="6" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
-}
 _GATE_TEXT = (
     "Each one needs a finite loss, finite gradients that reach every parameter, and, for every temporal layer of the "
     "network on its own activations, an output and a gradient that agree with an independent float64 computation: at "
@@ -294,56 +250,3 @@ _METHOD_TEXT = (
     "setting, counting every tensor ever offered for saving, also those released at once: for attention by einsum "
     "that adds one set of scores."
 )
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Memory and time of temporal layers</title>
-<style>
-:root { --ground: #ffffff; --ink: #1c2330; --faint: #667085; --line: #d9dee7; --bad: #b42318; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #12161d; --ink: #e8ecf2; --faint: #98a2b3; --line: #2b3442; --bad: #ff8a7a; }
-  .light { display: none; }
-  .mark { color: var(--on-dark); }
-}
-@media (prefers-color-scheme: light), (prefers-color-scheme: no-preference) {
-  .dark { display: none; }
-  .mark { color: var(--on-light); }
-}
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; }
-p { max-width: 46rem; margin: .2rem 0 .7rem; color: var(--faint); }
-ul { max-width: 46rem; padding-left: 1.2rem; }
-figure { margin: 1.2rem 0 .4rem; display: flex; flex-wrap: wrap; gap: .5rem; }
-.panel { flex: 1 1 20rem; min-width: 0; }
-.panel svg { width: 100%; height: auto; }
-.legend { max-width: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none; }
-.legend li { display: flex; align-items: center; gap: .45rem; font-size: .9rem; }
-.mark { display: inline-flex; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child, .plain td { text-align: left; }
-.plain td { white-space: normal; }
-tbody th { font-weight: 500; }
-@media (max-width: 40rem) {
-  th, td { padding-right: .6rem; font-size: .9rem; }
-  tbody th { white-space: normal; min-width: 7rem; }
-}
-small { display: block; color: var(--faint); font-size: .75rem; }
-details { margin: .3rem 0; }
-summary { cursor: pointer; }
-.bad { color: var(--bad); }
-</style>
-</head>
-<body>
-<h1>Memory and time of temporal layers against frames</h1>
-<p>@stamp@</p>
-@body@
-</body>
-</html>
-"""
