@@ -8,7 +8,7 @@ does not depend on its neighbours in the batch.
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -138,7 +138,8 @@ def scheduled(
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": list(generators)} if takes_generator else {}
     x = x * scheduler.init_noise_sigma
-    for t in progress(scheduler.timesteps):
+    for i in progress(range(len(scheduler.timesteps))):
+        t = scheduler.timesteps[i]
         x_t = scheduler.scale_model_input(x, t).to(x.dtype)
         noise = model(x_t, t.to(x.device).expand(x.shape[0]))
         noise = _noise_of_clipped(diffusion, x_t, noise, float(t)) if clip else noise
@@ -161,8 +162,9 @@ def _scheduler_class(name: str) -> type:
         import diffusers
     except ImportError:
         raise ValueError(f"sampler {FROM_DIFFUSERS}{name} needs diffusers: pip install diffusers") from None
-    found = getattr(diffusers, name, None)
-    if not inspect.isclass(found) or "Scheduler" not in name:
+    found: Any = getattr(diffusers, name, None)
+    is_class = inspect.isclass(found)
+    if not is_class or "Scheduler" not in name:
         raise ValueError(f"sampler: diffusers {diffusers.__version__} has no scheduler {name!r}")
     try:
         options = inspect.signature(found.__init__).parameters

@@ -1,9 +1,10 @@
-"""Videos to files: animated GIF to look at, .npy to compute with."""
+"""Videos to files: animated GIF and MP4 to look at, .npy to compute with."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,30 @@ def write_npy(path: Path, clips: np.ndarray) -> None:
         np.save(temporary, clips, allow_pickle=False)
 
 
+def as_bytes(pictures: np.ndarray, scale: int) -> np.ndarray:
+    """Pictures (..., height, width, 3) in [0, 1] as uint8, their pixels enlarged `scale` times."""
+    return (np.clip(pictures, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def side_by_side(clips: np.ndarray, scale: int) -> np.ndarray:
+    """Clips (batch, 3, frames, height, width) in [0, 1] as one: (frames, height, batch width, 3) uint8, enlarged."""
+    return as_bytes(np.concatenate(list(clips.transpose(0, 2, 3, 4, 1)), axis=2), scale)
+
+
+def in_grid(clips: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Clips (batch, 3, frames, height, width) as one clip with `columns` of them in a row, black where there is none.
+
+    Returns (1, 3, frames, rows (height + gap) - gap, columns (width + gap) - gap).
+    """
+    batch, channels, frames, height, width = clips.shape
+    rows = -(-batch // columns)
+    grid = np.zeros((1, channels, frames, rows * (height + gap) - gap, columns * (width + gap) - gap), clips.dtype)
+    for index, clip in enumerate(clips):
+        y, x = index // columns * (height + gap), index % columns * (width + gap)
+        grid[0, :, :, y : y + height, x : x + width] = clip
+    return grid
+
+
 def write_gif(path: Path, clips: np.ndarray, fps: float = 12.0, scale: int = 1) -> None:
     """Clips (batch, 3, frames, height, width) in [0, 1] side by side as one endless GIF, pixels enlarged `scale` times.
 
@@ -40,9 +65,7 @@ def write_gif(path: Path, clips: np.ndarray, fps: float = 12.0, scale: int = 1) 
     """
     from PIL import Image
 
-    frames = np.concatenate(list(clips.transpose(0, 2, 3, 4, 1)), axis=2)  # (frames, height, batch width, 3)
-    frames = (np.clip(frames, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    frames = side_by_side(clips, scale)
     stride = -(-frames[..., 0].size // PALETTE_SAMPLES)
     sample = Image.fromarray(frames.reshape(1, -1, 3)[:, ::stride])
     palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT)
@@ -52,3 +75,21 @@ def write_gif(path: Path, clips: np.ndarray, fps: float = 12.0, scale: int = 1) 
         images[0].save(
             temporary, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
         )
+
+
+def write_mp4(path: Path, clips: np.ndarray, fps: float = 12.0, scale: int = 1) -> None:
+    """Clips (batch, 3, frames, height, width) in [0, 1] side by side as H.264 that every browser plays. Needs PyAV.
+
+    Sides of an odd number of pixels get one more, a copy of the last: the format has half as many colours as pixels.
+    """
+    import av
+
+    frames = side_by_side(clips, scale)
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "18"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())

@@ -1,0 +1,171 @@
+"""Videos from a trained network, sample by sample the same whatever the batch.
+
+Sample i of a seed is a function of (seed, i): its noise comes from a generator of its own. Beside it in a batch the
+network computes the same numbers to rounding only (matrix products are split by size), so a batch of another size gives
+the same noise bit for bit and the same video to rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmvdm.diffusion import Denoiser, GaussianDiffusion, to_model_range, to_unit_range
+from ssmvdm.samplers import Progress, ddim, noise_like, sampler_named
+from ssmvdm.unet3d import UNet3D
+
+LARGEST_BATCH = 8  # unless the caller says
+
+
+def sample_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of sample `index` of this seed, on the CPU: the same numbers on every device.
+
+    torch's CPU generator looks at 32 bits of its seed. Indices count upwards from the seed's hash, so that no two of
+    fewer than 2^32 samples share them, which two hashes of (seed, index) might.
+    """
+    start = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return torch.Generator().manual_seed((start + index) % 2**32)
+
+
+def sample_videos(
+    model: UNet3D,
+    diffusion: GaussianDiffusion,
+    count: int,
+    frames: int,
+    size: int,
+    *,
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    eta: float | None = None,
+    seed: int = 0,
+    batch: int = LARGEST_BATCH,
+    cond: Tensor | None = None,
+    guidance: float = 1.0,
+    progress: Progress = iter,
+) -> Iterator[np.ndarray]:
+    """Samples 0 .. count - 1 of the seed, each (channels, frames, size, size) float32 in [0, 1].
+
+    sampler, steps, eta: as `ssmvdm.samplers.sampler_named` and `ddim` say; steps None visits all levels.
+    frames: any number, more than the network was trained on too.
+    cond: (count, cond_dim), what a conditional network is to show; None draws from it unconditionally.
+    guidance: eps_null + guidance (eps_cond - eps_null); 1 is the conditional prediction itself.
+    progress wraps the levels of each batch. Raises ValueError naming the argument, before any work.
+    """
+    sample = batch_sampler(model, diffusion, frames, size, sampler, steps, eta, seed, cond, guidance)
+    _check_whole("count", count, 0)
+    _check_whole("batch", batch, 1)
+    if cond is not None and len(cond) != count:
+        raise ValueError(f"cond must have one row per sample, {count}, got {tuple(cond.shape)}")
+    return (video for indices in batches(count, batch) for video in sample(indices, progress))
+
+
+def batches(count: int, batch: int) -> list[range]:
+    """The indices 0 .. count - 1 in batches."""
+    return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+
+
+def batch_sampler(
+    model: UNet3D,
+    diffusion: GaussianDiffusion,
+    frames: int,
+    size: int,
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    eta: float | None = None,
+    seed: int = 0,
+    cond: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Callable[[Sequence[int], Progress], np.ndarray]:
+    """A function (indices, progress) -> those samples, (len(indices), channels, frames, size, size).
+
+    Arguments as of `sample_videos`; cond has a row for every index that will be asked for. What is wrong with them is
+    said here, as ValueError, and not by the function.
+    """
+    channels, multiple = model.config.channels, model.config.frame_multiple
+    _check_whole("frames", frames, 1)
+    _check_whole("seed", seed, 0)
+    if not isinstance(size, int) or size < 1 or size % multiple:
+        raise ValueError(f"size must be a positive multiple of {multiple} for this network, got {size!r}")
+    chosen = sampler_named(sampler, eta)
+    levels = diffusion.timesteps
+    if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= levels):
+        raise ValueError(f"steps must be a whole number from 1 to {levels}, got {steps!r}")
+    _check_guidance(model, cond, guidance)
+
+    def sample(indices: Sequence[int], progress: Progress) -> np.ndarray:
+        generators = [sample_generator(seed, index) for index in indices]
+        like = torch.empty(len(indices), channels, frames, size, size, device=next(model.parameters()).device)
+        noise = noise_like(like, generators)
+        predict = denoiser(model, None if cond is None else cond[list(indices)], guidance)
+        return finished(chosen(diffusion, predict, noise, generators, steps=steps, progress=progress), indices)
+
+    return sample
+
+
+def interpolate(
+    model: UNet3D,
+    diffusion: GaussianDiffusion,
+    first: Tensor,
+    second: Tensor,
+    shares: Sequence[float],
+    *,
+    level: int,
+    steps: int | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    progress: Progress = iter,
+) -> np.ndarray:
+    """Videos between two, (len(shares), channels, frames, size, size): mixed at a level of noise, then denoised.
+
+    x_t = q_sample((1 - share) first + share second, level, noise), with one noise for all shares, which mixing both
+    noised videos equals (DDPM, section 4.3). first, second: (channels, frames, size, size) in [0, 1].
+    level: 0 .. T - 1; the higher, the less is left of the two. Shares 0 and 1 give reconstructions.
+    """
+    if first.ndim != 4 or first.shape != second.shape:
+        came = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"first and second must be (channels, frames, size, size), got {came}")
+    if not isinstance(level, int) or not 0 <= level < diffusion.timesteps:
+        raise ValueError(f"level must be a whole number from 0 to {diffusion.timesteps - 1}, got {level!r}")
+    device = next(model.parameters()).device
+    first, second = (to_model_range(video.to(device, torch.float32)) for video in (first, second))
+    mixed = torch.stack([torch.lerp(first, second, float(share)) for share in shares])
+    generators = [sample_generator(seed, 0) for _ in shares]  # one noise for all
+    noise = noise_like(mixed, generators)
+    x = diffusion.q_sample(mixed, torch.full((len(shares),), level, device=device), noise)
+    x = ddim(diffusion, denoiser(model), x, generators, steps=steps, start=level, eta=eta, progress=progress)
+    return finished(x, range(len(shares)))
+
+
+def denoiser(model: UNet3D, cond: Tensor | None = None, guidance: float = 1.0) -> Denoiser:
+    """The network as a function of (x, t) alone. A conditional network without `cond` sees its null embedding."""
+    if cond is not None:
+        return lambda x, t: model.guided(x, t, cond.to(x.device), guidance)
+    if model.config.cond_dim is None:
+        return model
+
+    def unconditional(x: Tensor, t: Tensor) -> Tensor:
+        nothing = x.new_zeros(x.shape[0], model.config.cond_dim)
+        return model(x, t, nothing, cond_drop=torch.ones(x.shape[0], dtype=torch.bool, device=x.device))
+
+    return unconditional
+
+
+def finished(x: Tensor, indices: Sequence[int]) -> np.ndarray:
+    """Videos in [-1, 1] as float32 arrays in [0, 1]; ArithmeticError for what is not finite."""
+    for index, video in zip(indices, x, strict=True):
+        if not video.isfinite().all():
+            raise ArithmeticError(f"sample {index} is not finite: the network or the sampler diverged")
+    return to_unit_range(x).clamp(0, 1).float().cpu().numpy()
+
+
+def _check_guidance(model: UNet3D, cond: Tensor | None, guidance: float) -> None:
+    if cond is not None and model.config.cond_dim is None:
+        raise ValueError("cond needs a network with cond_dim, this one has none")
+    if guidance != 1 and cond is None:
+        raise ValueError(f"guidance needs cond to lead to, got guidance={guidance} without it")
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
