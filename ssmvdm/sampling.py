@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmvdm.diffusion import Denoiser, GaussianDiffusion, to_model_range, to_unit_range
-from ssmvdm.samplers import Progress, ddim, noise_like, sampler_named
+from ssmvdm.samplers import Progress, ddim, levels_down, noise_like, sampler_named
 from ssmvdm.unet3d import UNet3D
 
 LARGEST_BATCH = 8  # unless the caller says
@@ -88,9 +88,7 @@ def batch_sampler(
     if not isinstance(size, int) or size < 1 or size % multiple:
         raise ValueError(f"size must be a positive multiple of {multiple} for this network, got {size!r}")
     chosen = sampler_named(sampler, eta)
-    levels = diffusion.timesteps
-    if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= levels):
-        raise ValueError(f"steps must be a whole number from 1 to {levels}, got {steps!r}")
+    levels_down(diffusion.timesteps - 1, steps)
     _check_guidance(model, cond, guidance)
 
     def sample(indices: Sequence[int], progress: Progress) -> np.ndarray:
@@ -103,38 +101,49 @@ def batch_sampler(
     return sample
 
 
-def interpolate(
+def interpolator(
     model: UNet3D,
     diffusion: GaussianDiffusion,
-    first: Tensor,
-    second: Tensor,
-    shares: Sequence[float],
+    first: np.ndarray,
+    second: np.ndarray,
     *,
+    count: int,
     level: int,
     steps: int | None = None,
     eta: float = 0.0,
     seed: int = 0,
-    progress: Progress = iter,
-) -> np.ndarray:
-    """Videos between two, (len(shares), channels, frames, size, size): mixed at a level of noise, then denoised.
+) -> Callable[[Sequence[int], Progress], np.ndarray]:
+    """A function (indices, progress) -> videos between two, mixed at a level of noise and denoised (DDPM, section 4.3).
 
-    x_t = q_sample((1 - share) first + share second, level, noise), with one noise for all shares, which mixing both
-    noised videos equals (DDPM, section 4.3). first, second: (channels, frames, size, size) in [0, 1].
-    level: 0 .. T - 1; the higher, the less is left of the two. Shares 0 and 1 give reconstructions.
+    Video i begins as q_sample((1 - share) first + share second, level, noise) with share = i / (count - 1) and one noise
+    for all i, which is what mixing the two noised videos gives. So videos 0 and count - 1 reconstruct the two.
+    first, second: (channels, frames, size, size) in [0, 1]. level: 0 .. T - 1; the higher, the less is left of them.
     """
-    if first.ndim != 4 or first.shape != second.shape:
-        came = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise ValueError(f"first and second must be (channels, frames, size, size), got {came}")
+    channels, multiple = model.config.channels, model.config.frame_multiple
+    for name, video in (("first", first), ("second", second)):
+        if video.ndim != 4 or video.shape[0] != channels or video.shape[2] % multiple or video.shape[3] % multiple:
+            expected = f"({channels}, frames, height, width), height and width multiples of {multiple}"
+            raise ValueError(f"{name} must be {expected}, got {video.shape}")
+        if not (video.min() >= 0 and video.max() <= 1):
+            raise ValueError(f"{name} must be in [0, 1], got values from {video.min()} to {video.max()}")
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must have one shape, got {first.shape} and {second.shape}")
     if not isinstance(level, int) or not 0 <= level < diffusion.timesteps:
         raise ValueError(f"level must be a whole number from 0 to {diffusion.timesteps - 1}, got {level!r}")
+    _check_whole("count", count, 2)
+    levels_down(level, steps)
     device = next(model.parameters()).device
-    first, second = (to_model_range(video.to(device, torch.float32)) for video in (first, second))
-    mixed = torch.stack([torch.lerp(first, second, float(share)) for share in shares])
-    generators = [sample_generator(seed, 0) for _ in shares]  # one noise for all
-    noise = noise_like(mixed, generators)
-    x = diffusion.q_sample(mixed, torch.full((len(shares),), level, device=device), noise)
-    x = ddim(diffusion, denoiser(model), x, generators, steps=steps, start=level, eta=eta, progress=progress)
-    return finished(x, range(len(shares)))
+    ends = [to_model_range(torch.from_numpy(video).to(device, torch.float32)) for video in (first, second)]
+
+    def sample(indices: Sequence[int], progress: Progress) -> np.ndarray:
+        mixed = torch.stack([torch.lerp(*ends, index / (count - 1)) for index in indices])
+        generators = [sample_generator(seed, 0) for _ in indices]
+        t = torch.full((len(indices),), level, device=device)
+        x = diffusion.q_sample(mixed, t, noise_like(mixed, generators))
+        options = {"steps": steps, "start": level, "eta": eta, "progress": progress}
+        return finished(ddim(diffusion, denoiser(model), x, generators, **options), indices)
+
+    return sample
 
 
 def denoiser(model: UNet3D, cond: Tensor | None = None, guidance: float = 1.0) -> Denoiser:
