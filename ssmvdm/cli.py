@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from ssmvdm.commands import bench, convert, data, info
+from ssmvdm.commands import bench, convert, data, info, train
 from ssmvdm.errors import InputError
 
 FAILED = 1
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"ssmvdm: error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("ssmvdm: interrupted, nothing written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"ssmvdm: {str(interrupt) or 'interrupted, nothing written'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: `ssmvdm info | head -1`
         sys.stdout = None
@@ -42,6 +42,7 @@ def parse(argv: Sequence[str]):
     benches.command(bench.MemoryOptions, name="memory")
     benches.command(bench.ScanOptions, name="scan")
     benches.command(bench.ReportOptions, name="report")
+    app.command(train.command(argv), name="train")
     app.command(benches, name="bench", help="Measure memory and time, every number behind a correctness gate.")
     conversions.command(convert.ConvertDataOptions, name="data")
     app.command(conversions, name="convert", help="Foreign data sets and checkpoints into the forms used here.")
@@ -56,6 +57,8 @@ def parse(argv: Sequence[str]):
         if not stop.code:
             raise
         raise InputError(in_one_line(complaint.getvalue())) from None
+    except ValueError as error:  # of a configuration's check of its own fields
+        raise InputError(str(error)) from error
 
 
 def in_one_line(complaint: str) -> str:
@@ -68,11 +71,13 @@ def in_one_line(complaint: str) -> str:
         if line.startswith(("Argument helptext", "For full helptext", "Arguments similar to")):
             break
         told.append(line)
-    return " ".join(told or lines).removeprefix("Error parsing ").rstrip(".") + "; see --help"
+    sentence = " ".join(told or lines).removeprefix("Error parsing ")
+    return re.sub(r"^__tyro-dummy-inner__\.(training\.)?", "", sentence).rstrip(".") + "; see --help"
 
 
 DESCRIPTION = """Video diffusion with bidirectional selective scans instead of temporal attention."""
 COMMANDS = {
+    train.TrainOptions: train.run,
     bench.MemoryOptions: bench.run_memory,
     bench.ScanOptions: bench.run_scan,
     bench.ReportOptions: bench.run_report,

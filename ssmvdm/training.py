@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict as by_name
 from tqdm import tqdm
 
 from benchmarks.process_memory import resident_bytes
@@ -188,14 +187,18 @@ class Run:
         return self.diffusion.training_loss(self.model, x0, t, noise)
 
     def _state(self) -> State:
-        moments = by_name.get_optimizer_state_dict(self.network, self.optimizer.optimizer)["state"]
+        moments = self.optimizer.optimizer.state
         return State(
             config=self.config,
             step=self.step,
             examples=self.examples_seen,
             model=self.network.state_dict(),
             ema=self.ema.module.state_dict(),
-            optimizer={f"{name}.{key}": value for name, own in moments.items() for key, value in own.items()},
+            optimizer={
+                f"{name}.{key}": moments[parameter][key]
+                for name, parameter in self.network.named_parameters()
+                for key in checkpoint.MOMENTS
+            },
             scaler={} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         )
 
@@ -204,11 +207,12 @@ class Run:
         self.network.load_state_dict(state.model)
         self.ema.module.load_state_dict(state.ema)
         self.ema.n_averaged.fill_(state.step)
-        optimizer = self.optimizer.optimizer
-        groups = by_name.get_optimizer_state_dict(self.network, optimizer)["param_groups"]
-        names = (name for name, _ in self.network.named_parameters())
-        moments = {name: {key: state.optimizer[f"{name}.{key}"] for key in checkpoint.MOMENTS} for name in names}
-        by_name.set_optimizer_state_dict(self.network, optimizer, {"state": moments, "param_groups": groups})
+        for name, parameter in self.network.named_parameters():
+            moments = {key: state.optimizer[f"{name}.{key}"].clone() for key in checkpoint.MOMENTS}
+            # Adam keeps its step count on the CPU.
+            self.optimizer.optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
+            }
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
 
@@ -219,11 +223,12 @@ class Run:
         losses = {}
         for number in numbers:
             losses[number] = self._loss(Example(*(tensor[None] for tensor in self.examples[number]))).item()
+        first, last = self.examples_seen, self.examples_seen + self.examples_per_step - 1
         report = {
             "step": self.step + 1,
             "loss": str(loss),
             "gradient_norm": str(norm),
-            "examples": [self.examples_seen, self.examples_seen + self.examples_per_step - 1],
+            "examples": [first, last],
             "loss_of_example": {number: str(value) for number, value in losses.items()},
         }
         path = self.folder / f"not-finite-{self.step + 1}-{self.accelerator.process_index}.json"
@@ -231,8 +236,8 @@ class Run:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="ascii")
         guilty = [number for number, value in losses.items() if not math.isfinite(value)]
         raise NonFiniteError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {norm}; examples {report['examples'][0]} to "
-            f"{report['examples'][1]}, of which {guilty or 'none alone'} have no finite loss; see {path}"
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}; examples {first} to {last}, of which "
+            f"{guilty or 'none alone'} have no finite loss; see {path}"
         )
 
 
@@ -288,7 +293,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: types.FrameType | None) -> None:
         event.set()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)

@@ -30,40 +30,62 @@ class DiffusionConfig:
 class TrainingConfig:
     """A run: together with the number of processes it determines every weight at every step.
 
-    network, diffusion, data: what is trained, how, and on which clips.
-    seed: of the initial weights and of everything that is drawn. steps: optimiser steps of the whole run.
-    batch: clips per process and pass. accumulate: passes per optimiser step; a step sees
-        batch * accumulate * processes clips.
-    learning_rate: of Adam with betas (.9, .999), constant. clip_norm: largest norm of the whole gradient; None never
-        clips. ema_decay: of the averaged weights, which samples and checkpoints are read with.
-    precision: "fp32", or "bf16" or "fp16" for mixed precision: weights, averages and moments stay float32.
-    compile: run the network through torch.compile.
-    workers: processes that load clips ahead, per training process; 0 loads them in between.
-    log_every, checkpoint_every, sample_every: in steps; sample_every 0 never samples. The last step is always kept.
-    keep: newest checkpoints that stay on disk. samples: clips per sample sheet. sample_steps: DDIM steps for them.
-
     Raises ValueError naming the field, what was expected and what came.
     """
 
     network: UNet3DConfig = field(default_factory=UNet3DConfig)
+
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
     data: DataConfig = field(default_factory=DataConfig)
+
     seed: int = 0
+    """Of the initial weights and of everything that is drawn."""
+
     steps: int = 100_000
+    """Optimizer steps of the whole run."""
+
     batch: int = 1
+    """Clips per process and pass."""
+
     accumulate: int = 1
+    """Passes per optimizer step; a step sees batch * accumulate * processes clips."""
+
     learning_rate: float = 1e-4
+    """Of Adam with betas (.9, .999), constant."""
+
     clip_norm: float | None = None
+    """Largest norm of the whole gradient; None never clips."""
+
     ema_decay: float = 0.9999
+    """Of the averaged weights, which samples are made with."""
+
     precision: str = "fp32"
+    """fp32; or bf16 or fp16 for mixed precision: weights, averages and moments stay float32."""
+
     compile: bool = False
+    """Run the network through torch.compile."""
+
     workers: int = 0
+    """Processes that load clips ahead, per training process; 0 loads them in between."""
+
     log_every: int = 1
+    """Steps from one line of the log to the next."""
+
     checkpoint_every: int = 1000
+    """Steps from one checkpoint to the next. The last step always has one."""
+
     sample_every: int = 1000
+    """Steps from one sheet of samples to the next, the last step has one too; 0 never samples."""
+
     keep: int = 2
+    """Newest checkpoints that stay on disk."""
+
     samples: int = 4
+    """Clips on a sheet of samples."""
+
     sample_steps: int = 50
+    """Steps of DDIM that they are made in."""
 
     def __post_init__(self):
         for name, kind in (("network", UNet3DConfig), ("diffusion", DiffusionConfig), ("data", DataConfig)):

@@ -1,0 +1,86 @@
+"""`ssmvdm train`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ssmvdm.commands.requirements import need
+from ssmvdm.errors import InputError
+from ssmvdm.training_config import PRESETS, TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What was asked of `ssmvdm train`."""
+
+    training: TrainingConfig
+    out: Path
+    dry_run: bool
+    resume: bool
+
+
+def command(argv: Sequence[str]) -> Callable[..., TrainOptions]:
+    """The command for this command line: the defaults of its options are those of the run that it names."""
+    named = argv[1] if len(argv) > 1 and argv[0] == "train" and not argv[1].startswith("-") else "cpu-demo"
+
+    def train(
+        config: Annotated[str, tyro.conf.Positional],
+        training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = configuration(named),  # noqa: B008
+        out: Path | None = None,
+        dry_run: bool = False,
+        fresh: bool = False,
+    ) -> TrainOptions:
+        return TrainOptions(training, Path("runs") / Path(config).stem if out is None else out, dry_run, not fresh)
+
+    train.__doc__ = f"""Train a network, or go on with a run that was interrupted: the same command resumes it.
+
+        Every field of the run is an option, whose default is what the named run has: put the run first. On several GPUs
+        or machines: accelerate launch -m ssmvdm.cli train ...
+
+        Args:
+            config: {", ".join(PRESETS)}; or a JSON file with the fields of a run, those that differ from the default.
+            out: Folder of the run: checkpoints, log.jsonl, samples, TensorBoard's files. Default: runs/<config>.
+            dry_run: Only say what would be trained: shapes, parameters, operations and memory of a step.
+            fresh: Begin a new run; a folder that has one already is an error.
+        """
+    return train
+
+
+def configuration(name: str) -> TrainingConfig:
+    """A preset, or what a JSON file says."""
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if path.suffix != ".json":
+        raise InputError(f"expected a .json file or one of {', '.join(PRESETS)}, got {name!r}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected an object with the fields of a run")
+    try:
+        return TrainingConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def run(options: TrainOptions) -> None:
+    if options.dry_run:
+        from ssmvdm import accounting
+
+        print(accounting.describe(options.training))
+        return
+    need("train", "accelerate", "PIL")
+    from ssmvdm.training import NonFiniteError, train
+
+    try:
+        print(train(options.training, options.out, resume=options.resume))
+    except (ValueError, NonFiniteError) as error:
+        raise InputError(str(error)) from error
