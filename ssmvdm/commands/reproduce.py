@@ -1,0 +1,44 @@
+"""`ssmvdm reproduce`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ssmvdm.commands.requirements import need
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Compare temporal layers at equal parameters: loss, samples, memory and time, and what that says of the paper.
+
+    Trains attention, linear attention, S6, bi-S6 and bi-S4D on maze walks, several seeds each. Stopped, it continues
+    where it was when it is called again.
+    """
+
+    scale: Literal["cpu", "gpu"] = "cpu"
+    """cpu: within 30 minutes on two cores. gpu: planned for 25 minutes of one H200, and not measured yet."""
+
+    out: Path = Path("reproduce")
+    """Folder for the runs and the report; below it a folder for the scale."""
+
+    open: bool = False
+    """Show the report in the browser when done."""
+
+
+def run(options: ReproduceOptions) -> None:
+    import webbrowser
+
+    need("bench", "matplotlib", "PIL", "rich")
+    need("train", "accelerate")
+    from benchmarks.report import prepare_folder
+    from benchmarks.terminal import progress_bar
+    from ssmvdm.reproduce.run import reproduce
+    from ssmvdm.reproduce.study import study_named
+
+    study = study_named(options.scale)
+    folder = prepare_folder(options.out / options.scale)
+    with progress_bar() as advance:
+        page = reproduce(study, folder, advance)
+    print(page)
+    if options.open:
+        webbrowser.open(page.resolve().as_uri())

@@ -1,0 +1,147 @@
+"""The panels of the report: learning curves, what came out of them, and what a step costs. Each in light and dark."""
+
+import io
+from collections.abc import Callable
+from statistics import mean
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from benchmarks.plots import STYLE, Theme
+from benchmarks.shapes import Layer, layer_named
+
+MIB = 2**20
+
+
+def panel_svgs(result: dict, theme: Theme) -> list[str]:
+    """Every panel as an SVG of its own, without legend, for a page that arranges them itself."""
+    return [panel_svg(result, theme, draw) for draw in PANELS]
+
+
+def panel_svg(result: dict, theme: Theme, draw: Callable[[Axes, dict, Theme], None]) -> str:
+    """One panel. draw(axes, result, theme) puts the data into the axes and gives them title and labels."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 3.4), facecolor=theme.ground)
+        axes = figure.subplots()
+        axes.set_facecolor(theme.ground)
+        draw(axes, result, theme)
+        axes.title.set_color(theme.ink)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_color(theme.ink)
+        axes.tick_params(which="both", colors=theme.ink, labelsize=9)
+        axes.grid(axis="y", which="major", color=theme.faint, alpha=0.28, lw=0.8)
+        for spine in axes.spines.values():
+            spine.set_color(theme.faint)
+        figure.subplots_adjust(left=0.14, right=0.97, top=0.90, bottom=0.16)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def draw_loss_by_step(axes: Axes, result: dict, theme: Theme) -> None:
+    _draw_curves(axes, result, theme, dict.fromkeys(result["study"]["contenders"], 1.0))
+    _title(axes, "Training loss", "optimiser steps")
+
+
+def draw_loss_by_time(axes: Axes, result: dict, theme: Theme) -> None:
+    frames = result["study"]["frames"]
+    seconds = {row["layer"]: row["step_seconds"] for row in result["costs"] if row["frames"] == frames}
+    _draw_curves(axes, result, theme, seconds)
+    _title(axes, "Training loss against time", "seconds of optimiser steps")
+
+
+def _draw_curves(axes: Axes, result: dict, theme: Theme, unit: dict[str, float]) -> None:
+    """The mean over seeds, and the range of the seeds as a band. unit: by layer, of the horizontal axis per step."""
+    for layer in _layers(result):
+        curves = np.array([row["curve"] for row in result["training"] if row["layer"] == layer.name])
+        steps, losses = curves[0, :, 0] * unit[layer.name], curves[..., 1]
+        color = layer.color[theme.index]
+        axes.plot(steps, losses.mean(0), color=color, lw=2.2 if layer.name == "bi-s6" else 1.4, zorder=3)
+        axes.fill_between(steps, losses.min(0), losses.max(0), color=color, alpha=0.15, lw=0)
+    _log_axis(axes, "y")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_plain)
+
+
+def draw_held_out(axes: Axes, result: dict, theme: Theme) -> None:
+    values = {layer.name: [row["held_out"]["all"] for row in rows] for layer, rows in _runs(result)}
+    _draw_dots(axes, result, theme, values)
+    _title(axes, "Held-out denoising loss", "")
+
+
+def draw_frechet(axes: Axes, result: dict, theme: Theme) -> None:
+    values: dict[str, list[float]] = {}
+    for row in result["frechet"]["rows"]:
+        values.setdefault(row["layer"], []).append(row["distance"])
+    _draw_dots(axes, result, theme, values)
+    axes.axhline(result["frechet"]["floor"], color=theme.faint, lw=1.2, ls="--")
+    axes.annotate("as many real clips", (0.01, result["frechet"]["floor"]), xycoords=("axes fraction", "data"),
+                  xytext=(0, 3), textcoords="offset points", color=theme.faint, fontsize=8)  # fmt: skip
+    axes.set_ylim(bottom=0)
+    _title(axes, "Frechet distance (offline features)", "")
+
+
+def _draw_dots(axes: Axes, result: dict, theme: Theme, values: dict[str, list[float]]) -> None:
+    """A mark per seed, a line at their mean."""
+    layers = _layers(result)
+    for place, layer in enumerate(layers):
+        color, seeds = layer.color[theme.index], values[layer.name]
+        spread = np.linspace(-0.15, 0.15, len(seeds)) if len(seeds) > 1 else [0.0]
+        axes.plot(place + np.array(spread), seeds, layer.marker, color=color, ms=6, zorder=3)
+        axes.hlines(mean(seeds), place - 0.3, place + 0.3, color=color, lw=2)
+    axes.set_xticks(range(len(layers)), [layer.name.replace("-", "\n", 1) for layer in layers])
+    axes.set_xlim(-0.6, len(layers) - 0.4)
+
+
+def draw_memory(axes: Axes, result: dict, theme: Theme) -> None:
+    _draw_costs(axes, result, theme, lambda row: row["saved_bytes"] / MIB)
+    _title(axes, "Kept for backward, MiB", "frames")
+
+
+def draw_time(axes: Axes, result: dict, theme: Theme) -> None:
+    _draw_costs(axes, result, theme, lambda row: row["step_seconds"])
+    _title(axes, "Time of a training step, s", "frames")
+
+
+def _draw_costs(axes: Axes, result: dict, theme: Theme, value: Callable[[dict], float]) -> None:
+    frames = result["study"]["cost_frames"]
+    for layer in _layers(result):
+        rows = sorted((row for row in result["costs"] if row["layer"] == layer.name), key=lambda row: row["frames"])
+        points = [row["frames"] for row in rows], [value(row) for row in rows]
+        axes.plot(*points, layer.marker + "-", color=layer.color[theme.index], lw=1.6, ms=5)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(frames, [str(count) for count in frames])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _log_axis(axes, "y")
+
+
+PANELS = (draw_loss_by_step, draw_loss_by_time, draw_held_out, draw_frechet, draw_memory, draw_time)
+
+
+def _layers(result: dict) -> list[Layer]:
+    return [layer_named(name) for name in result["study"]["contenders"]]
+
+
+def _runs(result: dict) -> list[tuple[Layer, list[dict]]]:
+    return [(layer, [row for row in result["training"] if row["layer"] == layer.name]) for layer in _layers(result)]
+
+
+def _title(axes: Axes, title: str, horizontal: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel(horizontal)
+
+
+_plain = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+def _log_axis(axes: Axes, which: str) -> None:
+    """Logarithmic, with plain numbers; those between decades too where there are few decades."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(_plain)
+    few = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axis.set_minor_formatter(few if high / low < 100 else NullFormatter())
