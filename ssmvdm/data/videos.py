@@ -57,7 +57,8 @@ def open_video(path: Path, lane: int | None = None) -> Iterator[Video]:
         with Image.open(path, formats=["GIF"]) as image:
             yield GifVideo(image)
     elif suffix in CODED:
-        _check_riff_length(path)
+        if _announced_bytes(path) > path.stat().st_size:
+            raise ValueError("is truncated: it is shorter than it says")
         yield CodedVideo(path)
     else:
         raise ValueError(f"expected one of {', '.join(SUFFIXES)}, got {path.name!r}")
@@ -140,8 +141,6 @@ class CodedVideo:
             _check_frame(3 * math.prod(self.shape))
             # The last packet is empty: it asks a decoder for the frames that it still holds.
             packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            if "mp4" in container.format.name and len(packets) < stream.frames:
-                raise ValueError(f"ends after {len(packets)} of its {stream.frames} frames")
             # An .avi says in which order frames are decoded, and not when they are shown.
             is_reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
         self.times: list[int] = sorted(packet.pts for packet in packets if packet.pts is not None)
@@ -241,9 +240,22 @@ def _check_gif_end(path: Path) -> None:
             raise ValueError("is truncated: the mark of the end is missing")
 
 
-def _check_riff_length(path: Path) -> None:
-    """An .avi says how long it is; FFmpeg would take a shortened one as it is."""
+def _announced_bytes(path: Path) -> int:
+    """How long an .mp4 or .avi says it is, 0 for other formats: FFmpeg would take a shortened one as it is."""
     with path.open("rb") as file:
         head = file.read(8)
-    if head.startswith(b"RIFF") and path.stat().st_size < 8 + int.from_bytes(head[4:], "little"):
-        raise ValueError("is truncated: it is shorter than its header says")
+        if head.startswith(b"RIFF"):
+            return 8 + int.from_bytes(head[4:], "little")
+        if head[4:] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
+            return 0
+        end = 0
+        while len(head) == 8:  # a box is its length, its name and its content
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:
+                length = int.from_bytes(file.read(8), "big")
+            if length < 8:  # 0: the last box, which ends where the file does
+                break
+            end += length
+            file.seek(end)
+            head = file.read(8)
+        return end + (8 if head else 0)
