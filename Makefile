@@ -24,11 +24,12 @@ endif
 PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f)
 
-.PHONY: help bench test test-cuda-offline test-triton test-integration sass cuda-resources build lint clean missing
+.PHONY: help bench demo test test-cuda-offline test-triton test-integration sass cuda-resources build lint clean missing
 .NOTPARALLEL:
 
 help:
 	@echo "make bench   memory and time against frame count, for every temporal layer -> benchmarks/results/"
+	@echo "make demo    train a small network on maze walks, sample, show: under five minutes on two cores -> demo/"
 	@echo "make test    the test suite"
 	@echo "make test-cuda-offline   the CUDA kernels under checkers on the CPU, and compiled for each architecture"
 	@echo "make test-triton   Triton kernels: every interpreted case, every architecture compiled"
@@ -43,6 +44,9 @@ help:
 
 bench: build
 	$(ENV_PYTHON) -m ssmvdm.cli bench memory
+
+demo: build
+	$(ENV_PYTHON) -m ssmvdm.cli demo
 
 test: build
 	MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q tests

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssmvdm.commands.requirements import need
+from ssmvdm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,13 @@ def run(options: ReproduceOptions) -> None:
 
     study = study_named(options.scale)
     folder = prepare_folder(options.out / options.scale)
-    with progress_bar() as advance:
-        page = reproduce(study, folder, advance)
+    try:
+        with progress_bar() as advance:
+            page = reproduce(study, folder, advance)
+    except ValueError as error:  # of runs in the folder that belong to another study
+        raise InputError(str(error)) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: the same command goes on in {folder}") from None
     print(page)
     if options.open:
         webbrowser.open(page.resolve().as_uri())

@@ -46,6 +46,14 @@ def draw_loss_by_step(axes: Axes, result: dict, theme: Theme) -> None:
     _title(axes, "Training loss", "optimiser steps")
 
 
+def draw_single_loss(axes: Axes, result: dict, theme: Theme) -> None:
+    """Of a result that is one run: {"curve"}."""
+    steps, losses = np.array(result["curve"]).T
+    axes.plot(steps, losses, color=layer_named("bi-s6").color[theme.index], lw=1.8)
+    _log_axis(axes, "y")
+    _title(axes, "Training loss", "optimiser steps")
+
+
 def draw_loss_by_time(axes: Axes, result: dict, theme: Theme) -> None:
     frames = result["study"]["frames"]
     seconds = {row["layer"]: row["step_seconds"] for row in result["costs"] if row["frames"] == frames}
