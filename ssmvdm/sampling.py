@@ -115,7 +115,7 @@ def interpolator(
 ) -> Callable[[Sequence[int], Progress], np.ndarray]:
     """A function (indices, progress) -> videos between two, mixed at a level of noise and denoised (DDPM, section 4.3).
 
-    Video i begins as q_sample((1 - share) first + share second, level, noise) with share = i / (count - 1) and one noise
+    Video i begins as q_sample((1 - share) first + share second, level, noise), share = i / (count - 1), with one noise
     for all i, which is what mixing the two noised videos gives. So videos 0 and count - 1 reconstruct the two.
     first, second: (channels, frames, size, size) in [0, 1]. level: 0 .. T - 1; the higher, the less is left of them.
     """
