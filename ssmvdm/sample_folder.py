@@ -64,6 +64,8 @@ class SampleFolder:
             folder.digests = _digests(path / RECORD, text, folder.made_by)
         elif any(path.glob("sample-*.npy")):
             raise InputError(f"{path} has samples but no {RECORD} that says what made them; choose another folder")
+        for left_over in (*path.glob(".sample-*.npy.*"), *path.glob(f".{RECORD}.*")):
+            left_over.unlink()  # half written when a process was killed
         folder.write_record()
         return folder
 

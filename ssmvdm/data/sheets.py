@@ -24,7 +24,7 @@ def write_strips(path: Path, clips: np.ndarray, columns: int = 8, scale: int = 2
     rows = np.concatenate(list(spaced.transpose(1, 0, 2, 3, 4)), axis=2)  # (batch, height, shown (width + GAP), 3)
     step = spaced.shape[3]
     labels = [(i * step, str(frame + 1)) for i, frame in enumerate(shown)]
-    beyond = None if trained is None else int(np.searchsorted(shown, trained)) * step - GAP // 2
+    beyond = None if trained is None else int(np.searchsorted(shown, trained)) * step - GAP
     _write_sheet(path, rows, labels, beyond, trained)
 
 
@@ -60,6 +60,6 @@ def _write_sheet(path: Path, rows: np.ndarray, labels: list, beyond: int | None,
     if beyond is not None:
         draw.text((LEFT + beyond - 4, TOP - 6), f"trained on {trained} frames", MARK, font, anchor="rs")
         draw.text((LEFT + beyond + 6, TOP - 6), "beyond", MARK, font, anchor="ls")
-        draw.line([(LEFT + beyond, 4), (LEFT + beyond, sheet.height)], MARK, GAP)
+        draw.rectangle([LEFT + beyond, 4, LEFT + beyond + GAP - 1, sheet.height], MARK)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
