@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from ssmvdm.commands import bench, convert, data, demo, info, reproduce, train
+from ssmvdm.commands import bench, convert, data, demo, info, reproduce, sample, train
 from ssmvdm.errors import InputError
 
 FAILED = 1
@@ -43,6 +43,7 @@ def parse(argv: Sequence[str]):
     benches.command(bench.ScanOptions, name="scan")
     benches.command(bench.ReportOptions, name="report")
     app.command(train.command(argv), name="train")
+    app.command(sample.SampleOptions, name="sample")
     app.command(reproduce.ReproduceOptions, name="reproduce")
     app.command(demo.DemoOptions, name="demo")
     app.command(benches, name="bench", help="Measure memory and time, every number behind a correctness gate.")
@@ -80,6 +81,7 @@ def in_one_line(complaint: str) -> str:
 DESCRIPTION = """Video diffusion with bidirectional selective scans instead of temporal attention."""
 COMMANDS = {
     train.TrainOptions: train.run,
+    sample.SampleOptions: sample.run,
     reproduce.ReproduceOptions: reproduce.run,
     demo.DemoOptions: demo.run,
     bench.MemoryOptions: bench.run_memory,
