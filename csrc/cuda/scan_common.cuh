@@ -52,20 +52,21 @@ struct ChannelThreads {
   static constexpr int kChannels = 1, kUnit = 1;
   static constexpr int kSteps = kChunk;                 // loaded together
   static constexpr int kThreads = kTurned ? 256 : 384;  // of a block, at most
-  static constexpr int kTileSteps = 32;            // of B and C in shared memory
-  static constexpr int kStepFloats = 2 * kStates;  // B and C of one step
-  // kTurned: the thread keeps its states in an order of its own, quarter q ^ quarter_order() in the place of q, by which
-  // sums over channels need no selections.
-  __device__ static int quarter_order() { return kTurned ? int(threadIdx.x) / 8 % 4 : 0; }
+  // kTurned: the thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums over
+  // channels need no selections. A tile has each four states in all orders that they have.
+  static constexpr int kTileSteps = kTurned ? 16 : 32;         // of B and C in shared memory
+  static constexpr int kFours = kTurned ? 4 : 1;               // orders of four states
+  static constexpr int kStepFloats = 2 * kFours * kStates;     // B and C of one step
+  __device__ static int order() { return kTurned ? int(threadIdx.x) / 2 % kStates : 0; }
 };
 template <int K>
 struct LaneThreads {
   static constexpr int kChannels = K, kUnit = 32;
   static constexpr int kSteps = K > 1 ? kChunk / K : kChunk;
   static constexpr int kThreads = 256;
-  static constexpr int kTileSteps = 8;
+  static constexpr int kTileSteps = K > 1 ? 8 : 4;
   static constexpr int kStepFloats = 2 * kStates * 32;
-  __device__ static int quarter_order() { return 0; }
+  __device__ static int order() { return 0; }
 };
 
 template <class Map>
@@ -103,7 +104,7 @@ struct Place {
   }
   __device__ bool owns_channel(int k) const { return first_channel + k <= last_channel; }
   __device__ bool owns(int k) const { return owns_sequence && owns_channel(k); }
-  __device__ int state(int n) const { return 4 * (n / 4 ^ Map::quarter_order()) + n % 4; }  // the n-th in registers
+  __device__ int state(int n) const { return n ^ Map::order(); }  // the n-th in registers
   __device__ int64_t sequence_offset(const Strided& x) const { return batch * x.batch + lane * x.lane; }
   __device__ int64_t row_offset(const Strided& x, int k) const { return sequence_offset(x) + channel(k) * x.row; }
   // Index into a (batch, channels, states, lanes) tensor.
@@ -189,12 +190,11 @@ __device__ inline void walk_tiles_back(int first, int last, int length, bool mee
 
 // -- B and C ---------------------------------------------------------------------------------------------------------
 
-// One step's B and C of four states, from a tile: [B | C][16] floats or [16][32 lanes] pairs.
+// One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [16][32 lanes] pairs.
 template <bool kTurned>
-__device__ inline void load_four(ChannelThreads<kTurned>, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
-  quarter ^= ChannelThreads<kTurned>::quarter_order();
-  const float4 b = reinterpret_cast<const float4*>(step)[quarter];
-  const float4 c = reinterpret_cast<const float4*>(step + kStates)[quarter];
+__device__ inline void load_four(ChannelThreads<kTurned> map, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
+  const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 + (quarter ^ map.order() / 4);
+  const float4 b = *four, c = four[map.kFours * kStates / 4];
   B[0] = b.x, B[1] = b.y, B[2] = b.z, B[3] = b.w;
   C[0] = c.x, C[1] = c.y, C[2] = c.z, C[3] = c.w;
 }
@@ -228,10 +228,15 @@ __device__ inline void stage_states(const ScanParams& p, const Place<Map>& at, i
         if (x.B) b = to_float(B[state * x.B.row + s * x.B.time]);
         if (x.C) c = to_float(C[state * x.C.row + s * x.C.time]);
       }
-      if (Map::kUnit == 1)
-        tile[s * 2 * kStates + n] = b, tile[s * 2 * kStates + kStates + n] = c;
-      else
+      if constexpr (Map::kUnit == 1) {
+#pragma unroll
+        for (int order = 0; order < Map::kFours; ++order) {
+          float* const to = tile + s * Map::kStepFloats + order * kStates + (n ^ order);
+          to[0] = b, to[Map::kFours * kStates] = c;
+        }
+      } else {
         reinterpret_cast<float2*>(tile)[(s * kStates + n) * 32 + threadIdx.x % 32] = make_float2(b, c);
+      }
     }
   }
 }
@@ -298,39 +303,29 @@ __device__ inline void step(float (&h)[Map::kChannels][kStates], const float (&d
 
 // -- the meeting of two directions -----------------------------------------------------------------------------------
 
-// A quantity to which several walks add, one after the other: the directions where they meet, and the turns of states
-// where there are more than 16. Until the last of them the sum waits in memory, one column per thread.
-struct Exchange {
-  float* column;  // [length][row] in natural time order
-  int row;
-  bool meets;
-
-  __device__ Exchange() {}
-  __device__ Exchange(float* memory, int row_, bool meets_, int direction, int length, int index)
-      : column(memory + (meets_ ? 0 : int64_t(direction) * length * row_) + index), row(row_), meets(meets_) {}
-
-  // Adds to the values of steps from time t on what is there, and leaves them there if this does not complete the sums.
-  template <int kCount>
-  __device__ void add(float (&values)[kCount], int64_t t, bool backwards, int offset, int turn, bool has_met) const {
-    float* const p = column + t * row + offset;
-    const int step = backwards ? -row : row;
-    if (!is_first(turn, has_met)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) values[i] += p[i * step];
-    }
-    if (!is_last(turn, has_met)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) p[i * step] = values[i];
-    }
-  }
-  __device__ bool is_first(int turn, bool has_met) const { return (turn & 1) && !(meets && has_met); }
-  __device__ bool is_last(int turn, bool has_met) const { return (turn & 2) && (!meets || has_met); }
-};
-
 // Which turn it is: bit 0, that of the first states; bit 1, that of the last.
 constexpr int kOnlyTurn = 3;
 __device__ inline int turn_of(const ScanParams& p, int first_state) {
   return (first_state == 0 ? 1 : 0) | (first_state + kStates >= p.states ? 2 : 0);
+}
+
+// Whether a walk is the last of those that add to a quantity, one after the other: the directions where they meet in it,
+// and the turns of states where there are more than 16.
+__device__ inline bool is_last(bool meets, int turn, bool has_met) { return (turn & 2) && (!meets || has_met); }
+
+// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step; leaves the sums there
+// if there are walks to come, and returns whether there are none.
+template <int kCount>
+__device__ inline bool complete(float (&values)[kCount], float* waiting, int row, bool meets, int turn, bool has_met) {
+  const bool is_first = (turn & 1) && !(meets && has_met);
+  if (!is_first) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] += waiting[i * row];
+  }
+  if (is_last(meets, turn, has_met)) return true;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) waiting[i * row] = values[i];
+  return false;
 }
 
 }  // namespace ssmvdm::cuda
