@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from ssmvdm.commands import bench, convert, data, demo, info, reproduce, sample, train
+from ssmvdm.commands import bench, convert, data, demo, evaluate, info, reproduce, sample, train
 from ssmvdm.errors import InputError
 
 FAILED = 1
@@ -44,10 +44,12 @@ def parse(argv: Sequence[str]):
     benches.command(bench.ReportOptions, name="report")
     app.command(train.command(argv), name="train")
     app.command(sample.SampleOptions, name="sample")
+    app.command(evaluate.EvaluateOptions, name="evaluate")
     app.command(reproduce.ReproduceOptions, name="reproduce")
     app.command(demo.DemoOptions, name="demo")
     app.command(benches, name="bench", help="Measure memory and time, every number behind a correctness gate.")
     conversions.command(convert.ConvertDataOptions, name="data")
+    conversions.command(convert.ConvertCheckpointOptions, name="checkpoint")
     app.command(conversions, name="convert", help="Foreign data sets and checkpoints into the forms used here.")
     app.command(data.DataOptions, name="data")
     app.command(info.InfoOptions, name="info")
@@ -82,12 +84,14 @@ DESCRIPTION = """Video diffusion with bidirectional selective scans instead of t
 COMMANDS = {
     train.TrainOptions: train.run,
     sample.SampleOptions: sample.run,
+    evaluate.EvaluateOptions: evaluate.run,
     reproduce.ReproduceOptions: reproduce.run,
     demo.DemoOptions: demo.run,
     bench.MemoryOptions: bench.run_memory,
     bench.ScanOptions: bench.run_scan,
     bench.ReportOptions: bench.run_report,
     convert.ConvertDataOptions: convert.run_data,
+    convert.ConvertCheckpointOptions: convert.run_checkpoint,
     data.DataOptions: data.run,
     info.InfoOptions: info.run,
 }

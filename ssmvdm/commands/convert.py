@@ -1,4 +1,4 @@
-"""`ssmvdm convert data`."""
+"""`ssmvdm convert data | checkpoint`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,36 @@ class ConvertDataOptions:
     """Folder to write; give it to --path later."""
 
 
+@dataclass(frozen=True)
+class ConvertCheckpointOptions:
+    """Turn a training checkpoint of the paper's authors into one of ours, to sample from and to evaluate.
+
+    Only tensors are read from it: a file that wants to run anything is refused.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Their model-N.pt."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Run folder to write; give it to `ssmvdm sample` and `ssmvdm evaluate`."""
+
+    arguments: Path
+    """JSON file with the keyword arguments of their Unet3D, {"dim": 112, "dim_mults": [1, 2, 4, 8], "attn_heads": 14,
+    "attn_dim_head": 64, "temporal_arch": "bi-s6", "ssm_version": 20, "ssm_hidden_dim": 16} for the paper's bi-S6."""
+
+    data: Literal["minerl", "gqn-mazes", "carla", "ucf101", "msrvtt", "moving-mnist", "folder"] = "minerl"
+    """What it was trained on."""
+
+    frames: int = 256
+    """Frames of the clips it was trained on."""
+
+    size: int = 32
+    """Their height and width in pixels."""
+
+    loss: Literal["l2", "l1"] = "l2"
+    """Of the predicted noise."""
+
+
 def run_data(options: ConvertDataOptions) -> None:
     from tqdm import tqdm
 
@@ -48,3 +78,28 @@ def run_data(options: ConvertDataOptions) -> None:
     if problems:
         raise InputError(f"{len(problems)} of {videos} videos could not be converted; the first is {problems[0]}")
     print(f"{videos} videos in {options.out}")
+
+
+def run_checkpoint(options: ConvertCheckpointOptions) -> None:
+    import json
+
+    from ssmvdm.checkpoint import save
+    from ssmvdm.data.source import DataConfig
+    from ssmvdm.paper_checkpoint import state_from_paper
+
+    try:
+        arguments = json.loads(options.arguments.read_text(encoding="utf-8"))
+        if not isinstance(arguments, dict):
+            raise ValueError(f"expected arguments by name, got {type(arguments).__name__}")
+    except OSError as error:
+        raise InputError(f"cannot read {options.arguments}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{options.arguments} does not hold the network's arguments as JSON: {error}") from error
+    if not options.source.is_file():
+        raise InputError(f"expected a file, {options.source} is none")
+    try:
+        data = DataConfig(options.data, options.frames, options.size, merge_splits=True)  # as they trained
+        state = state_from_paper(options.source, arguments, data, options.loss)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+    print(save(options.out / "checkpoints", state))
