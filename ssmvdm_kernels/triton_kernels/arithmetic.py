@@ -90,10 +90,18 @@ def exchanged(keep, give, level: tl.constexpr):
 
 
 @triton.jit
-def one_of(values, others, level: tl.constexpr):
-    """Channels whose number has bit `level` keep `others` and give `values`, the rest the other way round."""
-    has_bit = ((tl.arange(0, values.shape[1])[None, :, None] >> level) & 1) == 1
-    return exchanged(tl.where(has_bit, others, values), tl.where(has_bit, values, others), level)
+def has_bit(values, level: tl.constexpr):
+    """Channels whose number has bit `level`, (1, channels, 1)."""
+    return ((tl.arange(0, values.shape[1])[None, :, None] >> level) & 1) == 1
+
+
+@triton.jit
+def one_of_products(a, x, b, y):
+    """Even channels keep a x and give b y to their odd neighbours, which keep b y and give a x. Factors are chosen and
+    not products: so each is a multiplication less."""
+    odd = has_bit(x, 0)
+    keep = tl.where(odd, b, a) * tl.where(odd, y, x)
+    return exchanged(keep, tl.where(odd, a, b) * tl.where(odd, x, y), 0)
 
 
 @triton.jit
@@ -101,7 +109,8 @@ def halved(values, level: tl.constexpr, ROWS: tl.constexpr):
     """One round: 2 ROWS rows become ROWS, the last bit of a row's number becomes bit `level` of a channel's."""
     pairs = tl.reshape(values, (ROWS, 2, values.shape[1], values.shape[2]))
     even, odd = tl.split(tl.permute(pairs, (0, 2, 3, 1)))
-    return one_of(even, odd, level)
+    keeps_odd = has_bit(even, level)
+    return exchanged(tl.where(keeps_odd, odd, even), tl.where(keeps_odd, even, odd), level)
 
 
 @triton.jit

@@ -13,16 +13,18 @@ from torch import Tensor
 from .layout import Sizes, encoded, lane_stride
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
+RESIDENT_WARPS = 8  # on a multiprocessor, where threads have as many registers as they can
 FEWEST_LANES = 16  # below that a tile along lanes would be mostly empty
 
 
 class Tiling(NamedTuple):
-    """A tile of channels x lanes, the warps that work on it, and how many programs keep a device busy."""
+    """A tile of channels x lanes, the warps that work on it, and how many programs of a backward pass keep a device
+    busy; each has memory of its own for checkpoints."""
 
     block_d: int
     block_s: int
     warps: int = 1
-    programs: int = 2048
+    programs: int = 1
 
 
 class Tilings(NamedTuple):
@@ -36,10 +38,13 @@ class Tilings(NamedTuple):
         lanes = math.prod(u.shape[3:])
         if IS_INTERPRETED:
             return Tiling(32, min(32, next_power_of_two(lanes)), programs=2)
-        wider = triton.runtime.driver.active.get_current_target().warp_size // 32
-        if lanes >= FEWEST_LANES and (lane_stride(u) or 0) < u.stride(1):
-            return self.lanes._replace(block_s=self.lanes.block_s * wider)
-        return self.channels._replace(block_d=self.channels.block_d * wider)
+        driver = triton.runtime.driver.active
+        wider = driver.get_current_target().warp_size // 32
+        processors = driver.utils.get_device_properties(u.device.index or 0)["multiprocessor_count"]
+        along_lanes = lanes >= FEWEST_LANES and (lane_stride(u) or 0) < u.stride(1)
+        d, s, warps, _ = self.lanes if along_lanes else self.channels
+        d, s = (d, s * wider) if along_lanes else (d * wider, s)
+        return Tiling(d, s, warps, processors * RESIDENT_WARPS // warps)
 
 
 def next_power_of_two(number: int) -> int:
@@ -56,7 +61,7 @@ def sizes_of(u: Tensor, states: int, groups: int, tiling: Tiling) -> Sizes:
     lanes, channels = math.prod(lanes), channels // groups
     channel_blocks, lane_blocks = ceil(channels, tiling.block_d), ceil(lanes, tiling.block_s)
     sequence_slices = max(1, min(batch * lane_blocks, tiling.programs // groups))
-    channel_slices = max(1, min(channel_blocks, tiling.programs // (groups * sequence_slices)))
+    channel_slices = max(1, min(channel_blocks, round(tiling.programs / (groups * sequence_slices))))
     return Sizes(
         length, channels, lanes, states, 0, groups, channel_blocks, lane_blocks, batch * lane_blocks,
         channel_slices, sequence_slices,

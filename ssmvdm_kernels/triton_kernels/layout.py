@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,20 @@ class Modulation(NamedTuple):
     UNIT: tl.constexpr  # states lie side by side
 
 
+class Fours(NamedTuple):
+    """B, C or their gradients in float32, four states side by side: a thread moves them at once. Strides, encoded,
+    count fours; states are filled up to whole fours and launches."""
+
+    data: Tensor
+    batch: int
+    group: int
+    time: int
+    four: int
+    lane: int
+    CONSTANT: tl.constexpr
+    UNIT: tl.constexpr  # fours lie side by side
+
+
 def check(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     """What the public functions have checked, once more for those who call an operator directly."""
     if tuple(tensor.shape) != tuple(shape):
@@ -130,6 +145,34 @@ def modulation_view(tensor: Tensor, dims: int, groups: int) -> Modulation:
         strides = (batch, *(group or [0]), 0, state, time, lane_stride(tensor, leading))
     is_constant, is_unit = tl.constexpr(tensor.dim() == 2), tl.constexpr(strides[3] == 1)
     return Modulation(tensor, *map(encoded, strides), CONSTANT=is_constant, UNIT=is_unit)
+
+
+def fours(shape: tuple[int, ...], states: int, lanes: int, by_lanes: bool, device: torch.device) -> Tensor:
+    """Memory for Fours, (*shape, fours, 4, length, lanes), in the order in which a tile moves them; `shape` ends with
+    the length."""
+    if by_lanes:
+        return torch.empty(*shape, states // 4, lanes, 4, device=device).movedim((-4, -1), (-2, -3))
+    return torch.empty(*shape, lanes, states // 4, 4, device=device).movedim((-4, -3), (-2, -1))
+
+
+def fours_view(memory: Tensor) -> Fours:
+    """(batch, groups, fours, 4, length, lanes)."""
+    batch, group, four, _, time, lane = (encoded(stride // 4) for stride in memory.stride())
+    is_unit = tl.constexpr(memory.stride(2) == 4)
+    return Fours(memory, batch, group, time, four, lane, CONSTANT=tl.constexpr(False), UNIT=is_unit)
+
+
+def modulation_in_fours(tensor: Tensor, dims: int, groups: int, states: int, by_lanes: bool) -> Fours:
+    """A copy of B or C, (batch, [groups,] states, length, *lanes), filled up with zeros to so many states."""
+    tensor = tensor.unsqueeze(1) if tensor.dim() == dims else tensor
+    batch, own, given, length, *lanes = tensor.shape
+    tensor = tensor.reshape(batch, own, given, length, math.prod(lanes))
+    if own != groups:
+        tensor = tensor.repeat_interleave(groups // own, 1)
+    if given < states:
+        tensor = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, states - given))
+    memory = fours((batch, groups, length), states, tensor.shape[-1], by_lanes, tensor.device)
+    return fours_view(memory.copy_(tensor.unflatten(2, (-1, 4))))
 
 
 class Sequence:

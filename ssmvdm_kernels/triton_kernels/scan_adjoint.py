@@ -21,15 +21,16 @@ from torch import Tensor
 from .arithmetic import (
     LN_2,
     number,
-    one_of,
+    one_of_products,
     put_sum,
     sigmoid,
     softplus,
     sum_over_channels,
 )
-from .layout import View
+from .layout import Fours, View
 from .scan_walk import (
     advance,
+    fours_at,
     load_delta,
     load_modulation,
     output,
@@ -41,15 +42,12 @@ from .tiles import add_part, gradient_of_sum, load_row, put_y
 
 
 class Sums(NamedTuple):
-    """Sums over the channels of a slice: dB, then dC, as far as they vary in time. Strides encoded."""
+    """Sums over the channels of a slice: dB, then dC, as far as they vary in time. Strides, encoded, count fours."""
 
-    data: Tensor  # (channel slices, batch, groups, rows, length, lanes), in any order in memory
+    memory: Tensor  # (channel slices, kinds, batch, groups, fours, 4, length, lanes)
+    first: Fours  # of the first slice and kind
     slice: int
-    batch: int
-    group: int
-    row: int
-    time: int
-    lane: int
+    kind: int
 
 
 class Gradients(NamedTuple):
@@ -108,31 +106,30 @@ def steps_again(h, A, x, first, tile, sizes, O, PART):
 
 
 @triton.jit
-def put_over_channels(dB, dC, to, slice, tile, t, add, sizes, O):
-    """Sum dB and dC, as far as they are wanted, over the channels of the tile."""
+def put_over_channels(inflow, dh, g, h, to, slice, tile, t, add, sizes, O):
+    """Sum dB = inflow dh and dC = g h, as far as they are wanted, over the channels of the tile."""
     sums = to.over_channels
-    place = sums.data + (slice * number(sums.slice) + tile.b * number(sums.batch) + tile.g * number(sums.group))
-    place = place + (tile.s * number(sums.lane) + t * number(sums.time))
     KINDS: tl.constexpr = 2 if to.DB and to.DC else 1
     if tile.mask.shape[1] >= KINDS * O.STATES:
         if KINDS == 2:  # the first round sends one kind to the even channels, the other to the odd ones
-            total = sum_over_channels(one_of(dB, dC, 0), 1, to.ROUNDS)
+            total = sum_over_channels(one_of_products(inflow, dh, g, h), 1, to.ROUNDS)
         else:
-            total = sum_over_channels(dB if to.DB else dC, 0, to.ROUNDS)
+            total = sum_over_channels(inflow * dh if to.DB else g * h, 0, to.ROUNDS)
         ROWS: tl.constexpr = KINDS * O.STATES
         total = tl.reshape(total, (tile.mask.shape[1] // ROWS, ROWS, tile.mask.shape[2]))
         total = tl.sum(total, 0, keep_dims=True)
         row = tl.arange(0, ROWS)[None, :, None]
-        n = sizes.first_state + row // KINDS
-        place = place + (row % KINDS * sizes.states + n) * number(sums.row)
-        put_sum(place, total, (n < sizes.states) & tile.mask_s, add)
+        place = fours_at(sums.first, row // KINDS, tile, t, sizes)
+        place = place + (slice * number(sums.slice) + row % KINDS * number(sums.kind)) * 4
+        put_sum(place, total, (row >= 0) & tile.mask_s, add)
     else:
-        n, mask = states_of(sizes, O), with_states(tile.mask_s, sizes, O)
+        place = fours_at(sums.first, tl.arange(0, O.STATES)[:, None, None], tile, t, sizes)
+        place = place + slice * number(sums.slice) * 4
         if to.DB:
-            put_sum(place + n * number(sums.row), tl.sum(dB, 1, keep_dims=True), mask, add)
+            put_sum(place, tl.sum(inflow * dh, 1, keep_dims=True), tile.mask_s, add)
         if to.DC:
-            row = n + (sizes.states if to.DB else 0)
-            put_sum(place + row * number(sums.row), tl.sum(dC, 1, keep_dims=True), mask, add)
+            kind = 1 if to.DB else 0
+            put_sum(place + kind * number(sums.kind) * 4, tl.sum(g * h, 1, keep_dims=True), tile.mask_s, add)
 
 
 class Carried(NamedTuple):
@@ -167,14 +164,13 @@ def adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add,
         add_part(to.du, to.du_sum, du, tile, t, to.DU_ADD, to.DU_FINAL)
     if to.ddelta is not None:
         add_part(to.ddelta, to.ddelta_sum, ddelta, tile, t, to.DDELTA_ADD, to.DDELTA_FINAL)
-    dB, dC = dh * (dt * u), g * after
     if to.DB or to.DC:
-        put_over_channels(dB, dC, to, slice, tile, t, add, sizes, O)
+        put_over_channels(dt * u, dh, g, after, to, slice, tile, t, add, sizes, O)
     return Carried(
         q,
         c.dA + along_decay * dt,
-        c.dB + dB if x.B.CONSTANT else c.dB,
-        c.dC + dC if x.C.CONSTANT else c.dC,
+        c.dB + dh * (dt * u) if x.B.CONSTANT else c.dB,
+        c.dC + g * after if x.C.CONSTANT else c.dC,
         dD,
         c.dbias + ddelta,
     )

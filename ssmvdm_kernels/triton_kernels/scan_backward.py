@@ -18,7 +18,7 @@ from ..ops import BOTH, NEEDS_Y, SCAN, ScanTensors, output_shape
 from .arithmetic import decoded
 from .call import Results
 from .launch import Tiling, Tilings, run
-from .layout import check, encoded, state_view
+from .layout import check, encoded, fours, fours_view, state_view
 from .scan_adjoint import Gradients, Sums, put_over_sequences, walk_again, walk_back
 from .scan_call import ScanCall
 from .scan_walk import load_states, store_states
@@ -52,8 +52,8 @@ def backward_kernel(
             tl.debug_barrier()
 
 
-TILINGS = Tilings(channels=Tiling(32, 1), lanes=Tiling(2, 16))
-STEPS = 4  # between checkpoints; the states of so many steps are in registers at a time
+TILINGS = Tilings(channels=Tiling(32, 1), lanes=Tiling(4, 16, warps=2))
+STEPS = 2  # between checkpoints; the states of so many steps are in registers at a time
 
 
 def scan_backward(*arguments) -> tuple[Tensor, ...]:
@@ -61,7 +61,7 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
     dy, dlast, *given, direction, merge, delta_softplus, needs = arguments
     gradients = SCAN.backward_shapes(*arguments)
     tensors = ScanTensors(*given)
-    call = ScanCall("scan_backward", tensors, direction, merge, delta_softplus, TILINGS, STEPS, widen=True)
+    call = ScanCall("scan_backward", tensors, direction, merge, delta_softplus, TILINGS, STEPS, fours=True)
     u = tensors.u
     check(call.op, "dy", dy, output_shape(u, direction, merge), u.dtype, u.device)
     if dlast is not None:
@@ -99,20 +99,18 @@ def gradients_of(call: ScanCall, results: Results, d: int) -> Gradients:
     columns = size.states * (1 + x.B.CONSTANT.value + x.C.CONSTANT.value) + 2
     du, du_sum = results.views(call.name_of("u", d), d)
     ddelta, ddelta_sum = results.views(call.name_of("delta", d), d)
-    over_channels = sums_over_channels(call, results, sum(has) * size.states) if any(has) else None
+    over_channels = sums_over_channels(call, sum(has)) if any(has) else None
     over_sequences = results.scratch(size.sequence_slices, size.groups * size.channels, columns)
     flags = [tl.constexpr(value) for value in (*has, call.states_at_once.bit_length() - 1, False, True, False, True)]
     return Gradients(du, du_sum, ddelta, ddelta_sum, over_channels, over_sequences, encoded(columns), *flags)
 
 
-def sums_over_channels(call: ScanCall, results: Results, rows: int) -> Sums:
-    """Memory whose order is that in which programs write."""
-    size = call.sizes
-    shape = (size.channel_slices, call.tensors.u.shape[0], size.groups, rows, size.length, size.lanes)
-    order = (0, 1, 2, 3, 4, 5) if call.tiling.block_s > 1 else (0, 1, 5, 4, 2, 3)
-    memory = results.scratch(*(shape[axis] for axis in order))
-    data = memory.permute([order.index(axis) for axis in range(6)])
-    return Sums(data, *map(encoded, data.stride()))
+def sums_over_channels(call: ScanCall, kinds: int) -> Sums:
+    size, u = call.sizes, call.tensors.u
+    shape = (size.channel_slices, kinds, u.shape[0], size.groups, size.length)
+    memory = fours(shape, call.states_in_fours, size.lanes, call.tiling.block_s > 1, u.device)
+    strides = (encoded(stride // 4) for stride in memory.stride()[:2])
+    return Sums(memory, fours_view(memory[0, 0]), *strides)
 
 
 def add_up(call: ScanCall, results: Results, d: int, to: Gradients) -> None:
@@ -126,10 +124,9 @@ def add_up(call: ScanCall, results: Results, d: int, to: Gradients) -> None:
     results.add("delta_bias", d, columns[:, -1])
     if to.over_channels is None:
         return
-    rows = to.over_channels.data.sum(0)  # (batch, groups, rows, length, lanes)
+    total = to.over_channels.memory.sum(0).flatten(3, 4)  # (kinds, batch, groups, states, length, lanes)
     names = [name for name, has in (("B", to.DB), ("C", to.DC)) if has.value]
     for index, name in enumerate(names):
         like = call.of(name, d)
         own = like.shape[1] if like.dim() > call.tensors.u.dim() else 1
-        part = rows[:, :, index * states : (index + 1) * states]
-        results.add(name, d, part.unflatten(1, (own, call.groups // own)).sum(2))
+        results.add(name, d, total[index, :, :, :states].unflatten(1, (own, call.groups // own)).sum(2))

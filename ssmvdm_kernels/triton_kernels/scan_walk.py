@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import LOG2_E, number
-from .layout import Modulation, View
+from .layout import Fours, Modulation, View
 from .tiles import at, load_row
 
 
@@ -24,8 +24,8 @@ class Direction(NamedTuple):
     u: View
     delta: View
     A: Tensor  # (channels, states)
-    B: Modulation
-    C: Modulation
+    B: Modulation | Fours
+    C: Modulation | Fours
     D: Tensor | None  # (channels,)
     bias: Tensor | None  # (channels,)
 
@@ -38,6 +38,7 @@ class Options(NamedTuple):
     SOFTPLUS: tl.constexpr
     STEPS: tl.constexpr  # between checkpoints
     RAGGED: tl.constexpr  # the length is not a multiple of that
+    FOURS: tl.constexpr  # B and C that vary in time come as Fours
 
 
 @triton.jit
@@ -60,17 +61,30 @@ def scaled_A(x, tile, sizes, O):
 
 
 @triton.jit
+def fours_at(x, n, tile, t, sizes):
+    """Pointers to states, counted from the first of this launch, at time t."""
+    first = tile.b * number(x.batch) + tile.g * number(x.group) + t * number(x.time) + tile.s * number(x.lane)
+    if x.UNIT:
+        place = (first + sizes.first_state // 4) * 4 + n
+    else:
+        place = (first + (sizes.first_state // 4 + n // 4) * number(x.four)) * 4 + n % 4
+    return x.data + place
+
+
+@triton.jit
 def load_modulation(x, tile, t, sizes, O):
     """B or C at time t: (STATES, BLOCK_D, 1) if it is constant, else (STATES, 1, BLOCK_S)."""
     n = states_of(sizes, O)
     if x.CONSTANT:
-        place, mask = x.data + (tile.d * number(x.channel) + n), tile.mask_d
+        place, mask = x.data + (tile.d * number(x.channel) + n), with_states(tile.mask_d, sizes, O)
+    elif O.FOURS:
+        place, mask = fours_at(x, tl.arange(0, O.STATES)[:, None, None], tile, t, sizes), tile.mask_s
     else:
         place = x.data + (tile.b * number(x.batch) + tile.g * number(x.group) + t * number(x.time))
         place = place + (tile.s * number(x.lane) + (n if x.UNIT else n * number(x.state)))
-        mask = tile.mask_s
-    if x.CONSTANT or O.UNEVEN or tile.mask.shape[2] > 1:
-        value = tl.load(place, mask=with_states(mask, sizes, O), other=0.0)
+        mask = with_states(tile.mask_s, sizes, O)
+    if x.CONSTANT or (O.UNEVEN and not O.FOURS) or tile.mask.shape[2] > 1:
+        value = tl.load(place, mask=mask, other=0.0)
     else:
         value = tl.load(place)  # a program has at least one lane
     return value.to(tl.float32)

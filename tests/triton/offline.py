@@ -33,7 +33,11 @@ class StandIn:
         self.target = target
         self.launched: list = []  # compiled kernels, in the order of their launch
         self.utils = SimpleNamespace(
-            get_device_properties=lambda device: {"max_shared_mem": 64 * 1024, "warpSize": target.warp_size},
+            get_device_properties=lambda device: {
+                "max_shared_mem": 64 * 1024,
+                "multiprocessor_count": 132,
+                "warpSize": target.warp_size,
+            },
             load_binary=lambda *arguments: (None, 0, 0, 0, 1024),
         )
 

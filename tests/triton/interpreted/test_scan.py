@@ -64,20 +64,21 @@ def test_regimes(values):
 
 def test_layouts_give_the_same_bits():
     """Memory layouts without a copy, and those with one, differ in nothing that is not a sum over sequences."""
-    case = Case(length=5, channels=3, batch=1, lanes=(2, 3), states=3)
+    case = Case(length=3, channels=3, batch=1, lanes=(2, 3), states=3)
     wanted = run_case(case, "triton")
     for layout in ("length", "channels", "narrowed", "cropped", "odd-strides"):
         assert_same_bits(run_case(dataclasses.replace(case, layout=layout), "triton"), wanted, layout)
 
 
 def test_the_same_bits_from_run_to_run():
-    case = Case(length=3, states=2)
+    case = Case(length=3, states=2, channels=3, batch=1)
     assert_same_bits(run_case(case, "triton"), run_case(case, "triton"))
 
 
 @pytest.mark.parametrize("neighbour", [float("nan"), 1234.5], ids=str)
 def test_memory_beside_tensors_is_neither_used_nor_written(neighbour, gpu_tiles):
-    case = Case(direction="forward", channels=3, lanes=(5,), states=3, length=3, batch=1, initial=True, last=True)
+    lanes = (5,) if gpu_tiles == "lanes" else (2,)
+    case = Case(direction="forward", channels=3, lanes=lanes, states=3, length=3, batch=1, initial=True, last=True)
     wanted = run_case(case, "triton")
     buffers, inputs = {}, {}
     for name, x in (*case.inputs().items(), *zip(("dy", "dlast"), case.output_gradients(), strict=True)):
