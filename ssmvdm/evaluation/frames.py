@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 SSIM_SIGMA = 1.5  # of the Gaussian window, pixels (Wang et al. 2004)
-SSIM_RADIUS = 5  # 11 pixels, as there
+SSIM_WINDOW = 11  # pixels, as there
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # (K_1 L)^2 and (K_2 L)^2 for a range L = 1
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 FRAME_STATISTICS = ("brightness", "contrast", "sharpness")
@@ -28,8 +28,8 @@ def ssim(video: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Structural similarity (Wang et al. 2004, eq. 13), mean over colours and every place a window of 11 x 11 fits:
     (frames,) of videos (3, frames, height, width). ValueError for frames smaller than the window."""
     x, y = _pair(video, reference)
-    if min(x.shape[2:]) < 2 * SSIM_RADIUS + 1:
-        raise ValueError(f"video: SSIM needs at least {2 * SSIM_RADIUS + 1} pixels, got frames of {x.shape[2:]}")
+    if min(x.shape[2:]) < SSIM_WINDOW:
+        raise ValueError(f"video: SSIM needs at least {SSIM_WINDOW} pixels, got frames of {x.shape[2:]}")
     mean_x, mean_y = _windowed(x), _windowed(y)
     variance_x, variance_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
     covariance = _windowed(x * y) - mean_x * mean_y
@@ -50,7 +50,7 @@ def _pair(video: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _windowed(image: np.ndarray) -> np.ndarray:
     """The Gaussian window's mean at every place where it fits, over the last two axes."""
-    weights = np.exp(-0.5 * np.square(np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1) / SSIM_SIGMA))
+    weights = np.exp(-0.5 * np.square((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) / SSIM_SIGMA))
     weights /= weights.sum()
     for axis in (-2, -1):
         image = np.lib.stride_tricks.sliding_window_view(image, len(weights), axis=axis) @ weights
