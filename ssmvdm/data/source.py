@@ -6,6 +6,7 @@ uninterrupted one would have seen.
 """
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +93,11 @@ class ProceduralSource:
     def training_clip(self, seed: int, example: int) -> Clip:
         return Clip(self.make((TRAIN, seed, example), self.frames, self.size))
 
+    def held_out_clip(self, example: int) -> Clip:
+        return Clip(self.make((HELD_OUT, example), self.frames, self.size))
+
     def held_out_clips(self) -> Iterator[Clip]:
-        example = 0
-        while True:
-            yield Clip(self.make((HELD_OUT, example), self.frames, self.size))
-            example += 1
+        return map(self.held_out_clip, itertools.count())
 
 
 def open_source(config: DataConfig) -> ClipSource:
