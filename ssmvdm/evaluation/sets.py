@@ -66,7 +66,8 @@ class Samples:
 
         InputError for anything else, and for a folder that is not what its samples.json says.
         """
-        files = tuple(sorted(path.glob("*.npy"))) if path.is_dir() else (path,)
+        shown = sorted(file for file in path.glob("*.npy") if not file.name.startswith("."))
+        files = tuple(shown) if path.is_dir() else (path,)
         if not files:
             raise InputError(f"{path} has no .npy files: expected samples as `ssmvdm sample` writes them")
         record = _read_record(path, files)
