@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ def weights_digest(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+class Work(NamedTuple):
+    """missing: indices of samples to make. batches: those to compute, some of whose samples may be there already."""
+
+    missing: set[int]
+    batches: list[range]
 
 
 @dataclass
@@ -69,25 +76,20 @@ class SampleFolder:
         folder.write_record()
         return folder
 
-    def missing(self, count: int) -> list[int]:
-        """Those of the samples 0 .. count - 1 that are not there as they were recorded."""
-        return [index for index in range(count) if not self._is_intact(index)]
+    def work(self, count: int, batch: int) -> "Work":
+        """What of the samples 0 .. count - 1 is not there as it was recorded, and the batches to compute for it.
 
-    def fill(
-        self, count: int, batch: int, sample: Callable[..., np.ndarray], progress: Progress = iter
-    ) -> Iterator[int]:
-        """Make what is missing; yields each index once its file is there.
-
-        sample: (indices, progress) -> their videos. A batch of which any sample is missing is computed as a whole, so
-        that an interrupted run ends with the very bits of an uninterrupted one.
+        A batch of which any sample is missing is computed as a whole, so that an interrupted run ends with the very
+        bits of an uninterrupted one.
         """
-        missing = set(self.missing(count))
-        for indices in batches(count, batch):
-            wanted = missing.intersection(indices)
-            if not wanted:
-                continue
+        missing = {index for index in range(count) if not self._is_intact(index)}
+        return Work(missing, [indices for indices in batches(count, batch) if missing.intersection(indices)])
+
+    def do(self, work: "Work", sample: Callable[..., np.ndarray], progress: Progress = iter) -> Iterator[int]:
+        """Make what is missing; yields each index once its file is there. sample: (indices, progress) -> videos."""
+        for indices in work.batches:
             for index, video in zip(indices, sample(indices, progress), strict=True):
-                if index in wanted:
+                if index in work.missing:
                     write_npy(self.path / file_name(index), video)
                     self.digests[index] = _sha256(self.path / file_name(index))
                     self.write_record()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
+from ssmvdm.commands.device import device_named
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
 
@@ -95,20 +96,22 @@ def run(options: SampleOptions) -> None:
 
     _check(options)
     job = _job(options)
-    missing = len(job.folder.missing(options.count))
-    if kept := options.count - missing:
+    work = job.folder.work(options.count, options.batch)
+    kept = options.count - len(work.missing)
+    if kept:
         print(f"{kept} of {options.count} samples are in {options.out} already, whole")
-    with tqdm(total=missing, unit=" videos", disable=None) as bar:
+    with tqdm(unit=" steps", disable=None, postfix=f"{kept} of {options.count} videos") as bar:
 
         def progress(levels):
             levels = list(levels)
-            for done, level in enumerate(levels, start=1):
+            bar.total = len(levels) * len(work.batches)
+            for level in levels:
                 yield level
-                bar.set_postfix_str(f"step {done} of {len(levels)}")
+                bar.update()
 
         try:
-            for _ in job.folder.fill(options.count, options.batch, job.sample, progress):
-                bar.update()
+            for made, _ in enumerate(job.folder.do(work, job.sample, progress), start=kept + 1):
+                bar.set_postfix_str(f"{made} of {options.count} videos")
         except (ArithmeticError, ValueError) as error:
             raise InputError(str(error)) from error
         except KeyboardInterrupt:
@@ -147,7 +150,7 @@ def _job(options: SampleOptions) -> Job:
     from ssmvdm.diffusion import GaussianDiffusion
     from ssmvdm.sample_folder import SampleFolder, weights_digest
 
-    device = _device(options.device)
+    device = device_named(options.device)
     try:
         model, config = load_model(options.run, options.weights)
         process = config.diffusion
@@ -207,17 +210,6 @@ def _read(path: Path) -> "np.ndarray":
         came = f"{getattr(video, 'shape', None)} {getattr(video, 'dtype', type(video).__name__)}"
         raise InputError(f"--interpolate: {path}: expected (3, frames, size, size) float32, got {came}")
     return video
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without that device
-        raise InputError(f"--device: cannot use {name!r}: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _draw(options: SampleOptions, job: Job) -> None:

@@ -92,8 +92,10 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(capsys, run_folder, tm
     _, err = process.communicate(timeout=60)
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
-        assert err.strip().splitlines()[-1].endswith(
-            f"ssmvdm: interrupted; the same command goes on with what is in {tmp_path / 'cut'}"
+        assert (
+            err.strip()
+            .splitlines()[-1]
+            .endswith(f"ssmvdm: interrupted; the same command goes on with what is in {tmp_path / 'cut'}")
         )
     assert 1 <= len(arrays(tmp_path / "cut")) < 24
     for folder in ("cut", "whole"):

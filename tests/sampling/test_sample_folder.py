@@ -24,14 +24,18 @@ def opened(path, **changes):
     return SampleFolder.open(path, MADE_BY | changes, "run")
 
 
+def filled(folder, count, batch, sample=drawn):
+    return list(folder.do(folder.work(count, batch), sample))
+
+
 def contents(path):
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def test_a_folder_holds_the_samples_and_what_made_them(tmp_path):
     folder = opened(tmp_path / "new" / "folder")
-    assert list(folder.fill(5, 2, drawn)) == [0, 1, 2, 3, 4]
-    assert folder.missing(5) == []
+    assert filled(folder, 5, 2) == [0, 1, 2, 3, 4]
+    assert folder.work(5, 2) == (set(), [])
     assert np.array_equal(folder.video(3), drawn([2, 3])[1])
     assert np.array_equal(folder.video(4), drawn([4])[0])
     record = json.loads((folder.path / RECORD).read_text())
@@ -43,22 +47,22 @@ def test_a_folder_holds_the_samples_and_what_made_them(tmp_path):
 
 
 def test_whole_samples_are_kept_and_a_larger_count_adds(tmp_path):
-    list(opened(tmp_path).fill(4, 2, drawn))
+    filled(opened(tmp_path), 4, 2)
     before = contents(tmp_path)
-    assert list(opened(tmp_path).fill(4, 2, None)) == []  # nothing is computed
+    assert filled(opened(tmp_path), 4, 2, None) == []  # nothing is computed
     assert contents(tmp_path) == before
-    assert list(opened(tmp_path).fill(6, 2, drawn)) == [4, 5]
+    assert filled(opened(tmp_path), 6, 2) == [4, 5]
 
 
 def test_damaged_and_missing_samples_are_made_again_bit_for_bit(tmp_path):
-    list(opened(tmp_path).fill(6, 3, drawn))
+    filled(opened(tmp_path), 6, 3)
     before = contents(tmp_path)
     (tmp_path / file_name(1)).unlink()
     flipped = bytearray(before[file_name(3)])
     flipped[-1] ^= 1
     (tmp_path / file_name(3)).write_bytes(flipped)
     (tmp_path / file_name(5)).write_bytes(before[file_name(5)][:-1])
-    assert list(opened(tmp_path).fill(6, 3, drawn)) == [1, 3, 5]
+    assert filled(opened(tmp_path), 6, 3) == [1, 3, 5]
     assert contents(tmp_path) == before
 
 
@@ -68,7 +72,7 @@ def test_killed_at_any_moment_and_gone_on_with_ends_in_the_same_bytes(tmp_path):
     count, batch = 12, 4
 
     def run(path):
-        list(opened(path).fill(count, batch, drawn))
+        filled(opened(path), count, batch)
 
     start = time.perf_counter()
     run(tmp_path / "whole")
@@ -102,7 +106,7 @@ def test_killed_at_any_moment_and_gone_on_with_ends_in_the_same_bytes(tmp_path):
     ],
 )
 def test_samples_of_other_settings_are_refused_and_left_alone(tmp_path, changes, said):
-    list(opened(tmp_path).fill(2, 2, drawn))
+    filled(opened(tmp_path), 2, 2)
     before = contents(tmp_path)
     with pytest.raises(InputError, match=said):
         opened(tmp_path, **changes)
