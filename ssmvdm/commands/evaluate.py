@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ssmvdm.commands.device import device_named
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
 
@@ -67,8 +68,8 @@ class EvaluateOptions:
     feature_steps: int = 300
     """Steps that it learns."""
 
-    device: str | None = None
-    """cpu, cuda, ... Default: a GPU if there is one."""
+    device: str = "auto"
+    """cpu, cuda, ... Default: a GPU where there is one."""
 
 
 def run(options: EvaluateOptions) -> None:
@@ -82,6 +83,7 @@ def run(options: EvaluateOptions) -> None:
     from ssmvdm.evaluation import report
     from ssmvdm.evaluation.sets import Samples
 
+    device = device_named(options.device)
     samples = Samples.open(options.samples)
     path = None if options.data_path is None else str(options.data_path)
     try:
@@ -96,7 +98,7 @@ def run(options: EvaluateOptions) -> None:
     folder = prepare_folder(options.out)
     environment = describe(torch.get_num_threads())
     try:
-        runs = _runs(options, source, samples, count)
+        runs = _runs(options, source, samples, count, device)
         paired = None if options.reference is None else _paired(samples, Samples.open(options.reference))
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -131,15 +133,15 @@ def _check(options: EvaluateOptions) -> int | None:
     return int(options.real_set)
 
 
-def _runs(options: EvaluateOptions, source: "ClipSource", samples: "Samples", count: int | None) -> list[dict]:
+def _runs(options: EvaluateOptions, source: "ClipSource", samples: "Samples", count: int | None, device) -> list[dict]:
     """One evaluation per seed."""
     from ssmvdm.evaluation.compare import evaluate
     from ssmvdm.evaluation.features import CachedFeatures
     from ssmvdm.evaluation.sets import real_videos
 
-    i3d, runs = _i3d(options), []
+    i3d, runs = _i3d(options, device), []
     for seed in range(options.seeds):
-        extractor = _offline(options, source, seed) if i3d is None else i3d
+        extractor = _offline(options, source, seed, device) if i3d is None else i3d
         real = _shown(real_videos(source, count, seed), f"seed {seed}, real", count)
         try:
             runs.append(evaluate(real, _shown(samples, f"seed {seed}, generated", len(samples)), extractor))
@@ -149,18 +151,18 @@ def _runs(options: EvaluateOptions, source: "ClipSource", samples: "Samples", co
     return runs
 
 
-def _i3d(options: EvaluateOptions) -> "FeatureExtractor | None":
+def _i3d(options: EvaluateOptions, device) -> "FeatureExtractor | None":
     if options.i3d is None:
         return None
     from ssmvdm.evaluation.features import CachedFeatures
     from ssmvdm.evaluation.i3d import load_i3d
 
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    extractor = load_i3d(options.i3d, options.scaling, _device(options))
+    extractor = load_i3d(options.i3d, options.scaling, device)
     return CachedFeatures(extractor, options.cache or home / "ssmvdm" / "features")
 
 
-def _offline(options: EvaluateOptions, source: "ClipSource", seed: int) -> "FeatureExtractor":
+def _offline(options: EvaluateOptions, source: "ClipSource", seed: int, device) -> "FeatureExtractor":
     from tqdm import tqdm
 
     from ssmvdm.evaluation.offline_features import OfflineFeatures
@@ -173,15 +175,7 @@ def _offline(options: EvaluateOptions, source: "ClipSource", seed: int) -> "Feat
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}")
 
-        return OfflineFeatures.train(
-            clips, seed=seed, steps=options.feature_steps, device=_device(options), on_step=on_step
-        )
-
-
-def _device(options: EvaluateOptions):
-    import torch
-
-    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return OfflineFeatures.train(clips, seed=seed, steps=options.feature_steps, device=device, on_step=on_step)
 
 
 def _shown(videos: Iterable, what: str, total: int | None) -> Iterable:

@@ -14,7 +14,6 @@ from ssmvdm.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from ssmvdm.sample_folder import SampleFolder
 
