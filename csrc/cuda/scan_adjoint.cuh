@@ -6,7 +6,8 @@
 namespace ssmvdm::cuda {
 
 // The tensors of which a thread reads or writes one row; where these begin lies in shared memory, out of the way.
-constexpr int kDeltas = kStates / 4 * 32, kSlopes = kDeltas + 32;  // where they lie in the column of a chunk
+// Where they lie in the column of a chunk, behind the states.
+constexpr int kDeltas = kStates / 4 * 32, kSlopes = kDeltas + 32, kInputs = kSlopes + 32;
 
 enum Row { kU, kDelta, kZ, kDy, kDu, kDdelta, kDz, kY, kRows };
 
@@ -87,7 +88,7 @@ struct BackwardThread {
   // What a thread without a row of its own has read must not reach sums over threads.
   __device__ float own(float value) const { return owns ? value : 0.f; }
 
-  // What is kept of the chunk to which step s of a segment belongs: h before it, delta of its steps, and their slopes.
+  // What is kept of the chunk to which step s of a segment belongs: h before it, and delta, its slope and u of its steps.
   __device__ float4* chunk_of(int s) const { return chunks + s / kChunk * (kChunkFloats / 4) * int(blockDim.x); }
   __device__ float4* segment_of(int segment) const { return segments + segment * (kStates / 4) * int(blockDim.x); }
   __device__ void keep(float4* kept) const {
@@ -106,7 +107,7 @@ struct BackwardThread {
   // -- A: the states ---------------------------------------------------------------------------------------------------
 
   // The steps [from, to) of the tile that begins with `begin`, in the segment that begins with `origin`. Of each chunk h
-  // before it, delta and its slope are kept. h is walked up to the step `last`.
+  // before it, delta, its slope and u are kept. h is walked up to the step `last`.
   __device__ void walk_states(int begin, int from, int to, int origin, int last) {
 #pragma unroll 1
     for (int s = from; s < to;) {
@@ -134,14 +135,15 @@ struct BackwardThread {
       for (int i = 0; i < kCount; ++i) dt[i] = softplus(dt[i], &slope[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) dt[i] = own(dt[i]);
+    for (int i = 0; i < kCount; ++i) us[i] = own(us[i]), dt[i] = own(dt[i]);
+    keep_steps(us, kept, kInputs, s);
     keep_steps(dt, kept, kDeltas, s);
     keep_steps(slope, kept, kSlopes, s);
     if (!is_needed) return;
     const ConstantStates<Map> constant(p, x, at, first_state);
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      states_after(a, h, h, bc + i * Map::kStepFloats, constant, dt[i], dt[i] * own(us[i]));
+      states_after(a, h, h, bc + i * Map::kStepFloats, constant, dt[i], dt[i] * us[i]);
   }
   template <int kCount>
   __device__ static void keep_steps(const float (&x)[kCount], float4* kept, int offset, int s) {
@@ -184,20 +186,22 @@ struct BackwardThread {
   template <int kCount>
   __device__ void adjoint_of_steps(const float* bc, const float4* kept, int chunk, int s, int step_in_tile, int64_t unit,
                                    bool has_met) {
-    float us[kCount], dt[kCount], slope[kCount], g[kCount], dzs[kCount], ys[kCount], ddelta[kCount];
+    float us[kCount], dt[kCount], slope[kCount], g[kCount], gates[kCount], dzs[kCount], ys[kCount], ddelta[kCount];
     float a[kCount][kStates], h[kCount + 1][kStates];  // h[i]: before step s + i
     const ConstantStates<Map> constant(p, x, at, first_state);
-    load(us, kU, x.u, s);
     load(g, kDy, x.y, s);
     restore(kept, h[0]);
     if (kCount == 1)
       for (int skipped = chunk; skipped < s; ++skipped)
         advance(h[0], bc + (skipped - s) * Map::kStepFloats, kept, skipped);
+    restore_steps(us, kept, kInputs, s);
     restore_steps(dt, kept, kDeltas, s);
     float* const dBC = state_sums_of<Map>(p, first_state / kStates, at.slice, at.direction, unit, s);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) us[i] = own(us[i]), g[i] = own(g[i]) * p.scale;
-    if (x.z) gate(g, dzs, s);
+    for (int i = 0; i < kCount; ++i) g[i] = own(g[i]), gates[i] = p.scale;
+    if (x.z) load_gates(gates, dzs, g, s);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) g[i] *= gates[i];
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
       states_after(a[i], h[i], h[i + 1], bc + i * Map::kStepFloats, constant, dt[i], dt[i] * us[i]);
@@ -220,20 +224,19 @@ struct BackwardThread {
 #pragma unroll
     for (int i = kCount - 1; i >= 0; --i) ddelta[i] *= slope[i], dbias += ddelta[i];
     float* const waiting = exchange + int64_t(x.reverse ? p.length - 1 - s : s) * p.exchange_row;
-    if (p.wants_outputs) finish_outputs(ys, dzs, s, waiting, has_met);
+    if (p.wants_outputs) finish_outputs(ys, gates, dzs, s, waiting, has_met);
     if (is_complete(us, p.du, waiting, turn, has_met)) store(us, kDu, grad.du, s);
     if (is_complete(ddelta, p.ddelta, waiting, turn, has_met)) store(ddelta, kDdelta, grad.ddelta, s);
   }
 
-  // From dy to g = dy silu(z), and to what y is to be multiplied with for dz.
+  // What y is to be multiplied with for the output, and for dz.
   template <int kCount>
-  __device__ void gate(float (&g)[kCount], float (&dzs)[kCount], int s) const {
+  __device__ void load_gates(float (&gates)[kCount], float (&dzs)[kCount], const float (&dy)[kCount], int s) const {
     load(dzs, kZ, x.z, s);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const float dy = g[i];
-      g[i] *= silu(dzs[i], &dzs[i]);
-      dzs[i] *= dy;
+      gates[i] *= silu(dzs[i], &dzs[i]);
+      dzs[i] *= p.scale * dy[i];
     }
   }
 
@@ -248,7 +251,8 @@ struct BackwardThread {
   // From y to the outputs, and to dz, which a second direction with a dy of its own may have to complete. dzs: what is to
   // be multiplied with y.
   template <int kCount>
-  __device__ void finish_outputs(float (&ys)[kCount], float (&dzs)[kCount], int s, float* waiting, bool has_met) {
+  __device__ void finish_outputs(float (&ys)[kCount], const float (&gates)[kCount], float (&dzs)[kCount], int s,
+                                 float* waiting, bool has_met) {
     if (!is_complete(ys, p.y, waiting, turn, has_met)) return;
     if (grad.dz) {
 #pragma unroll
@@ -257,21 +261,16 @@ struct BackwardThread {
     }
     if (!grad.forward_y) return;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) ys[i] *= p.scale;
-    if (x.z) {
-      load(dzs, kZ, x.z, s);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) ys[i] *= silu(dzs[i]);
-    }
+    for (int i = 0; i < kCount; ++i) ys[i] *= gates[i];
     store(ys, kY, grad.forward_y, s);
   }
 
   // h over one step that is not looked at.
   __device__ void advance(float (&state)[kStates], const float* bc, const float4* kept, int s) const {
     float u[1], dt[1], a[kStates];
-    load(u, kU, x.u, s);
+    restore_steps(u, kept, kInputs, s);
     restore_steps(dt, kept, kDeltas, s);
-    states_after(a, state, state, bc, ConstantStates<Map>(p, x, at, first_state), dt[0], dt[0] * own(u[0]));
+    states_after(a, state, state, bc, ConstantStates<Map>(p, x, at, first_state), dt[0], dt[0] * u[0]);
   }
 
   __device__ void states_after(float (&a)[kStates], const float (&before)[kStates], float (&after)[kStates],

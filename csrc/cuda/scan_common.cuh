@@ -190,7 +190,7 @@ __device__ inline void walk_tiles_back(int first, int last, int length, bool mee
 
 // -- B and C ---------------------------------------------------------------------------------------------------------
 
-// One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [16][32 lanes] pairs.
+// One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [B | C][4][32 lanes][4].
 template <bool kTurned>
 __device__ inline void load_four(ChannelThreads<kTurned> map, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
   const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 + (quarter ^ map.order() / 4);
@@ -200,11 +200,10 @@ __device__ inline void load_four(ChannelThreads<kTurned> map, const float* step,
 }
 template <int K>
 __device__ inline void load_four(LaneThreads<K>, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float2 pair = reinterpret_cast<const float2*>(step)[(4 * quarter + j) * 32 + threadIdx.x % 32];
-    B[j] = pair.x, C[j] = pair.y;
-  }
+  const float4* const four = reinterpret_cast<const float4*>(step) + quarter * 32 + threadIdx.x % 32;
+  const float4 b = *four, c = four[kStates * 8];
+  B[0] = b.x, B[1] = b.y, B[2] = b.z, B[3] = b.w;
+  C[0] = c.x, C[1] = c.y, C[2] = c.z, C[3] = c.w;
 }
 
 // Fills the tile of each direction with its steps [begin, end). States beyond the last are zero.
@@ -218,24 +217,31 @@ __device__ inline void stage_states(const ScanParams& p, const Place<Map>& at, i
     };
     const T *B = start(x.B, x.B_sharing), *C = start(x.C, x.C_sharing);
     float* const tile = tiles + d * kTileFloats<Map>;
-    const bool along_time = Map::kUnit == 1 && (x.B.time == 1 || x.B.time == -1);
-    for (int i = threadIdx.x / Map::kUnit; i < Map::kTileSteps * kStates; i += int(blockDim.x) / Map::kUnit) {
-      const int s = along_time ? i % Map::kTileSteps : i / kStates, n = along_time ? i / Map::kTileSteps : i % kStates;
-      if (begin + s >= end) continue;
+    const auto value = [&](const Strided& tensor, const T* from, int s, int n) {
       const int64_t state = first_state + n;
-      float b = 0.f, c = 0.f;
-      if (state < p.states) {
-        if (x.B) b = to_float(B[state * x.B.row + s * x.B.time]);
-        if (x.C) c = to_float(C[state * x.C.row + s * x.C.time]);
-      }
-      if constexpr (Map::kUnit == 1) {
+      return tensor && state < p.states ? to_float(from[state * tensor.row + s * tensor.time]) : 0.f;
+    };
+    if constexpr (Map::kUnit == 1) {
+      const bool along_time = x.B.time == 1 || x.B.time == -1;
+      for (int i = threadIdx.x; i < Map::kTileSteps * kStates; i += int(blockDim.x)) {
+        const int s = along_time ? i % Map::kTileSteps : i / kStates, n = along_time ? i / Map::kTileSteps : i % kStates;
+        if (begin + s >= end) continue;
+        const float b = value(x.B, B, s, n), c = value(x.C, C, s, n);
 #pragma unroll
         for (int order = 0; order < Map::kFours; ++order) {
           float* const to = tile + s * Map::kStepFloats + order * kStates + (n ^ order);
           to[0] = b, to[Map::kFours * kStates] = c;
         }
-      } else {
-        reinterpret_cast<float2*>(tile)[(s * kStates + n) * 32 + threadIdx.x % 32] = make_float2(b, c);
+      }
+    } else {
+      for (int i = threadIdx.x / 32; i < (end - begin) * kStates / 4; i += int(blockDim.x) / 32) {
+        const int s = i / (kStates / 4), n = i * 4 % kStates;
+        const auto four = [&](const Strided& tensor, const T* from) {
+          return make_float4(value(tensor, from, s, n), value(tensor, from, s, n + 1), value(tensor, from, s, n + 2),
+                             value(tensor, from, s, n + 3));
+        };
+        float4* const to = reinterpret_cast<float4*>(tile + s * Map::kStepFloats + n * 32) + threadIdx.x % 32;
+        to[0] = four(x.B, B), to[kStates * 8] = four(x.C, C);
       }
     }
   }

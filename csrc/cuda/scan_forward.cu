@@ -16,6 +16,7 @@ struct ForwardThread {
   const float* tile;
   float* waiting;  // this thread's column of sums that the other direction or other states have to complete
   const int row;
+  const bool meets;
   float decay[K][kStates], h[K][kStates], bias[K], D[K];
   const T *u[K], *delta[K], *z[K];
   T* y[K];
@@ -26,8 +27,9 @@ struct ForwardThread {
         x(p_.dir[at.direction]),
         tile(tiles + at.direction * kTileFloats<Map>),
         waiting(exchange + at.index),
-        row(K * at.threads) {
-    if (!p.meets()) waiting += at.direction * int64_t(p.length) * row;
+        row(K * at.threads),
+        meets(p_.meets()) {
+    if (!meets) waiting += at.direction * int64_t(p.length) * row;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       bias[k] = x.bias ? x.bias[at.channel(k)] : 0.f;
@@ -63,7 +65,7 @@ struct ForwardThread {
   // The steps [from, to) of a tile that begins with the step `begin`.
   __device__ void walk(int begin, int from, int to, int first_state, int turn, bool has_met) {
     const ConstantStates<Map> constant(p, x, at, first_state);
-    if (is_last(p.meets(), turn, has_met))
+    if (is_last(meets, turn, has_met))
       walk_all<true>(begin, from, to, constant, turn, has_met);
     else
       walk_all<false>(begin, from, to, constant, turn, has_met);
@@ -109,7 +111,7 @@ struct ForwardThread {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       float* const first = waiting + int64_t(x.reverse ? p.length - 1 - s : s) * row + k * at.threads;
-      complete(us[k], first, x.reverse ? -row : row, p.meets(), turn, has_met);
+      complete(us[k], first, x.reverse ? -row : row, meets, turn, has_met);
       if (kLast) finish(us[k], gates[k], y[k], s, at.owns(k));
     }
   }

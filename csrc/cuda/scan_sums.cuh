@@ -6,7 +6,7 @@
 namespace ssmvdm::cuda {
 
 constexpr int kSegment = 256;    // steps between the states that are kept of a long sequence
-constexpr int kChunkFloats = kStates + 2 * kChunk;  // kept of a chunk: h before it, delta and its slope
+constexpr int kChunkFloats = kStates + 3 * kChunk;  // kept of a chunk: h before it, and delta, its slope and u
 constexpr int kStateSums = 2 * kStates;  // dB and dC of one step
 
 struct GradDirectionParams {
