@@ -147,7 +147,8 @@ def _job(options: SampleOptions) -> Job:
     """The network, and how it is sampled; InputError for what cannot be."""
     from ssmvdm.checkpoint import load_model
     from ssmvdm.diffusion import GaussianDiffusion
-    from ssmvdm.sample_folder import SampleFolder, weights_digest
+    from ssmvdm.digests import weights_digest
+    from ssmvdm.sample_folder import SampleFolder
 
     device = device_named(options.device)
     try:
@@ -228,7 +229,7 @@ def _draw(options: SampleOptions, job: Job) -> None:
     if "mp4" in options.pictures:
         export.write_mp4(options.out / "samples.mp4", grid, options.fps, scale)
     if "strips" in options.pictures:
-        sheets.write_strips(options.out / "strips.png", clips, scale=scale, trained=trained)
+        sheets.write_strips(options.out / "strips.png", clips, 8 if trained is None else 16, scale, trained)
     if "slices" in options.pictures:
         sheets.write_slices(options.out / "slices.png", clips, scale=scale, trained=trained)
     if options.long is not None:
