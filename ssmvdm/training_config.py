@@ -154,13 +154,13 @@ def _first_version(data: str, frames: int, size: int = 32, timesteps: int = 256,
 _DEMO = TrainingConfig(
     network=UNet3DConfig(base_channels=16, channel_mults=(1, 2), temporal=TemporalConfig(heads=2)),
     data=DataConfig("maze", frames=16, size=16),
-    steps=800,
+    steps=700,
     batch=4,
     learning_rate=2e-3,
     clip_norm=1.0,
     ema_decay=0.99,
-    checkpoint_every=200,
-    sample_every=400,
+    checkpoint_every=175,
+    sample_every=350,
 )
 
 # Of data sets on disk the place is the user's to say: --data.path. The paper merged training and test videos, which is

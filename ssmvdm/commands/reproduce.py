@@ -29,6 +29,10 @@ class ReproduceOptions:
 def run(options: ReproduceOptions) -> None:
     import webbrowser
 
+    import torch
+
+    if options.scale == "gpu" and not torch.cuda.is_available():
+        raise InputError("--scale gpu: expected a CUDA device, torch finds none here")
     need("bench", "matplotlib", "PIL", "rich")
     need("train", "accelerate")
     from benchmarks.report import prepare_folder

@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 
+from ssmvdm import cli
 from ssmvdm.reproduce.jobs import jobs_of, kept, loss_curve
 from ssmvdm.reproduce.run import quantities, reproduce
 from ssmvdm.reproduce.study import parameters_of
@@ -163,3 +165,10 @@ def test_a_loss_curve_has_a_hundred_points_at_most(tmp_path):
     assert len(curve) == 100
     assert all(step == loss for step, loss in curve)
     assert curve[0] == (3.0, 3.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_scale_of_a_gpu_needs_one(tmp_path, capsys):
+    assert cli.main(["reproduce", "--scale", "gpu", "--out", str(tmp_path)]) == 2
+    assert "--scale gpu: expected a CUDA device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
