@@ -88,7 +88,7 @@ struct BackwardThread {
   // What a thread without a row of its own has read must not reach sums over threads.
   __device__ float own(float value) const { return owns ? value : 0.f; }
 
-  // What is kept of the chunk to which step s of a segment belongs: h before it, and delta, its slope and u of its steps.
+  // What is kept of the chunk to which step s of a segment belongs: h before it, and of its steps delta, its slope, u.
   __device__ float4* chunk_of(int s) const { return chunks + s / kChunk * (kChunkFloats / 4) * int(blockDim.x); }
   __device__ float4* segment_of(int segment) const { return segments + segment * (kStates / 4) * int(blockDim.x); }
   __device__ void keep(float4* kept) const {
@@ -104,10 +104,10 @@ struct BackwardThread {
     }
   }
 
-  // -- A: the states ---------------------------------------------------------------------------------------------------
+  // -- A: the states --------------------------------------------------------------------------------------------------
 
-  // The steps [from, to) of the tile that begins with `begin`, in the segment that begins with `origin`. Of each chunk h
-  // before it, delta, its slope and u are kept. h is walked up to the step `last`.
+  // The steps [from, to) of the tile that begins with `begin`, in the segment that begins with `origin`. Of each chunk
+  // is kept what the adjoint takes from it. h is walked up to the step `last`.
   __device__ void walk_states(int begin, int from, int to, int origin, int last) {
 #pragma unroll 1
     for (int s = from; s < to;) {
@@ -162,7 +162,7 @@ struct BackwardThread {
     }
   }
 
-  // -- B: the adjoint --------------------------------------------------------------------------------------------------
+  // -- B: the adjoint -------------------------------------------------------------------------------------------------
 
   // The steps [from, to) of the tile that begins with `begin`, the last one first. Chunks that are not whole, where the
   // sequence ends or the directions meet, go step by step.
@@ -184,8 +184,8 @@ struct BackwardThread {
   }
 
   template <int kCount>
-  __device__ void adjoint_of_steps(const float* bc, const float4* kept, int chunk, int s, int step_in_tile, int64_t unit,
-                                   bool has_met) {
+  __device__ void adjoint_of_steps(const float* bc, const float4* kept, int chunk, int s, int step_in_tile,
+                                   int64_t unit, bool has_met) {
     float us[kCount], dt[kCount], slope[kCount], g[kCount], gates[kCount], dzs[kCount], ys[kCount], ddelta[kCount];
     float a[kCount][kStates], h[kCount + 1][kStates];  // h[i]: before step s + i
     const ConstantStates<Map> constant(p, x, at, first_state);
@@ -205,6 +205,7 @@ struct BackwardThread {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
       states_after(a[i], h[i], h[i + 1], bc + i * Map::kStepFloats, constant, dt[i], dt[i] * us[i]);
+    // delta once more, behind a barrier: from a delta at hand the compiler would compute half of the exponentials again.
     __syncwarp();
     restore_steps(dt, kept, kDeltas, s);
 #pragma unroll
@@ -248,8 +249,8 @@ struct BackwardThread {
                     quantity.meets, turn_of_it, has_met);
   }
 
-  // From y to the outputs, and to dz, which a second direction with a dy of its own may have to complete. dzs: what is to
-  // be multiplied with y.
+  // From y to the outputs, and to dz, which a second direction with a dy of its own may have to complete. gates, dzs:
+  // what y is to be multiplied with.
   template <int kCount>
   __device__ void finish_outputs(float (&ys)[kCount], const float (&gates)[kCount], float (&dzs)[kCount], int s,
                                  float* waiting, bool has_met) {
@@ -318,7 +319,7 @@ struct BackwardThread {
     }
   }
 
-  // -- sums over sequences ---------------------------------------------------------------------------------------------
+  // -- sums over sequences --------------------------------------------------------------------------------------------
 
   // Adds the thread's sums of this unit to those of the block, one row of channels for each.
   __device__ void end_states(bool is_first_unit) {

@@ -40,8 +40,9 @@ struct ScanParams {
   float* last_state;
   // Division of the work: a block walks every `unit_step`-th unit of one slice. A unit is one sequence, or 32.
   int64_t units, unit_step;
-  int32_t group_channels, slices, group_slices, width, laps;  // a slice is `laps` times `width` channels, one after the other
-  float* exchange;                      // (blocks, exchange_floats), or null where it lies in shared memory
+  // A slice is `laps` times `width` channels, one after the other.
+  int32_t group_channels, slices, group_slices, width, laps;
+  float* exchange;  // (blocks, exchange_floats), or null where it lies in shared memory
   int64_t exchange_floats;
 
   __host__ __device__ bool meets() const { return directions == 2 && !concatenate; }
@@ -52,11 +53,11 @@ struct ChannelThreads {
   static constexpr int kChannels = 1, kUnit = 1;
   static constexpr int kSteps = kChunk;                 // loaded together
   static constexpr int kThreads = kTurned ? 256 : 384;  // of a block, at most
-  // kTurned: the thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums over
-  // channels need no selections. A tile has each four states in all orders that they have.
-  static constexpr int kTileSteps = kTurned ? 16 : 32;         // of B and C in shared memory
-  static constexpr int kFours = kTurned ? 4 : 1;               // orders of four states
-  static constexpr int kStepFloats = 2 * kFours * kStates;     // B and C of one step
+  // kTurned: the thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums
+  // over channels need no selections. A tile has every four states in all orders in which threads want them.
+  static constexpr int kTileSteps = kTurned ? 16 : 32;      // of B and C in shared memory
+  static constexpr int kFours = kTurned ? 4 : 1;            // orders of four states
+  static constexpr int kStepFloats = 2 * kFours * kStates;  // B and C of one step
   __device__ static int order() { return kTurned ? int(threadIdx.x) / 2 % kStates : 0; }
 };
 template <int K>
@@ -115,8 +116,8 @@ struct Place {
 
 // -- time ------------------------------------------------------------------------------------------------------------
 
-// Steps are walked in whole chunks, and where these do not fit, at the end of the sequence or where the directions meet,
-// one by one. Elements of a row from step s on; kAlongTime: those of a chunk are neighbours in memory, aligned. A row
+// Steps are walked in whole chunks, and where these do not fit, at the end of the sequence or where the directions
+// meet, one by one. Elements of a row from step s on; kAlongTime: those of a chunk are neighbours in memory, aligned. A row
 // spans less than 2^31 elements, so that an address is one instruction.
 template <class T>
 struct alignas(sizeof(T) * kChunk) ChunkVector {
@@ -150,9 +151,9 @@ __device__ inline void store_steps(const float (&x)[kCount], T* row, int s, int6
   }
 }
 
-// Takes the block through the steps [first, last), tile by tile: stage(begin, end) fills tiles for these steps of both directions,
-// walk(begin, from, to, has_met) works on the steps [from, to) of the thread's own. Where the directions meet, all are
-// done with what lies before the middle before any goes beyond it.
+// Takes the block through the steps [first, last), tile by tile: stage(begin, end) fills tiles for these steps of both
+// directions, walk(begin, from, to, has_met) works on the steps [from, to) of the thread's own. Where the directions
+// meet, all are done with what lies before the middle before any goes beyond it.
 template <class Map, class Stage, class Walk>
 __device__ inline void walk_tiles(int first, int last, int length, bool meets, bool is_second, const Stage& stage,
                                   const Walk& walk) {
@@ -192,7 +193,8 @@ __device__ inline void walk_tiles_back(int first, int last, int length, bool mee
 
 // One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [B | C][4][32 lanes][4].
 template <bool kTurned>
-__device__ inline void load_four(ChannelThreads<kTurned> map, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
+__device__ inline void load_four(ChannelThreads<kTurned> map, const float* step, int quarter, float (&B)[4],
+                                 float (&C)[4]) {
   const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 + (quarter ^ map.order() / 4);
   const float4 b = *four, c = four[map.kFours * kStates / 4];
   B[0] = b.x, B[1] = b.y, B[2] = b.z, B[3] = b.w;
@@ -213,7 +215,8 @@ __device__ inline void stage_states(const ScanParams& p, const Place<Map>& at, i
   for (int d = 0; d < p.directions; ++d) {
     const DirectionParams& x = p.dir[d];
     const auto start = [&](const Strided& tensor, int sharing) {
-      return element<const T>(tensor, at.sequence_offset(tensor) + at.group / sharing * tensor.group + begin * tensor.time);
+      return element<const T>(tensor,
+                              at.sequence_offset(tensor) + at.group / sharing * tensor.group + begin * tensor.time);
     };
     const T *B = start(x.B, x.B_sharing), *C = start(x.C, x.C_sharing);
     float* const tile = tiles + d * kTileFloats<Map>;
@@ -224,7 +227,8 @@ __device__ inline void stage_states(const ScanParams& p, const Place<Map>& at, i
     if constexpr (Map::kUnit == 1) {
       const bool along_time = x.B.time == 1 || x.B.time == -1;
       for (int i = threadIdx.x; i < Map::kTileSteps * kStates; i += int(blockDim.x)) {
-        const int s = along_time ? i % Map::kTileSteps : i / kStates, n = along_time ? i / Map::kTileSteps : i % kStates;
+        const int s = along_time ? i % Map::kTileSteps : i / kStates,
+                  n = along_time ? i / Map::kTileSteps : i % kStates;
         if (begin + s >= end) continue;
         const float b = value(x.B, B, s, n), c = value(x.C, C, s, n);
 #pragma unroll
@@ -315,12 +319,12 @@ __device__ inline int turn_of(const ScanParams& p, int first_state) {
   return (first_state == 0 ? 1 : 0) | (first_state + kStates >= p.states ? 2 : 0);
 }
 
-// Whether a walk is the last of those that add to a quantity, one after the other: the directions where they meet in it,
-// and the turns of states where there are more than 16.
+// Whether a walk is the last of those that add to a quantity, one after the other: the directions where they meet in
+// it, and the turns of states where there are more than 16.
 __device__ inline bool is_last(bool meets, int turn, bool has_met) { return (turn & 2) && (!meets || has_met); }
 
-// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step; leaves the sums there
-// if there are walks to come, and returns whether there are none.
+// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step; leaves the sums
+// there if there are walks to come, and returns whether there are none.
 template <int kCount>
 __device__ inline bool complete(float (&values)[kCount], float* waiting, int row, bool meets, int turn, bool has_met) {
   const bool is_first = (turn & 1) && !(meets && has_met);

@@ -139,8 +139,8 @@ struct LaneSums {
 
   __device__ void place(float* memory_, const Place<Map>&) { memory = memory_; }
   // One step's dC = g h and dB = du dh.
-  __device__ void add(const Place<Map>& at, float g, const float (&h)[kStates], float du, const float (&dh)[kStates], int,
-                      float* out) {
+  __device__ void add(const Place<Map>& at, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
+                      int, float* out) {
     constexpr int kWarpFloats = 32 * kRow;
     const int warps = at.threads / 32, warp = at.index / 32, lane = int(threadIdx.x) % 32;
     float* const column = memory + at.direction * kWarps * kWarpFloats + lane * kRow;
