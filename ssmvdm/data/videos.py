@@ -258,4 +258,4 @@ def _announced_bytes(path: Path) -> int:
             end += length
             file.seek(end)
             head = file.read(8)
-        return end + (8 if head else 0)
+        return end
