@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from ssmvdm.digests import file_digest
 from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 
@@ -35,7 +36,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of Adam, per parameter
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # of torch's GradScaler
 FORMAT = 1
 LARGEST_JSON = 1 << 20  # bytes that are read before anything is known about a file
-CHUNK = 1 << 20
 STEP = re.compile(r"step-([0-9]{1,18})")
 LEFT_OVER = re.compile(r"step-[0-9]{1,18}\.(tmp|old)")
 
@@ -379,11 +379,7 @@ def _parsed(path: Path, content: bytes) -> Any:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb", buffering=0) as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
+        return file_digest(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    return digest.hexdigest()

@@ -4,7 +4,6 @@ A folder that was left half done is gone on with: a file whose SHA-256 is the re
 again, and a folder made by anything else (other weights, another sampler or seed) is refused.
 """
 
-import hashlib
 import json
 import platform
 import re
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from ssmvdm.data.export import replacing, write_npy
+from ssmvdm.digests import file_digest
 from ssmvdm.errors import InputError
 from ssmvdm.samplers import Progress
 from ssmvdm.sampling import batches
@@ -28,15 +28,6 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 def file_name(index: int) -> str:
     return f"sample-{index:06d}.npy"
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 of names, shapes and values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Work(NamedTuple):
@@ -91,7 +82,7 @@ class SampleFolder:
             for index, video in zip(indices, sample(indices, progress), strict=True):
                 if index in work.missing:
                     write_npy(self.path / file_name(index), video)
-                    self.digests[index] = _sha256(self.path / file_name(index))
+                    self.digests[index] = file_digest(self.path / file_name(index))
                     self.write_record()
                     yield index
 
@@ -115,7 +106,7 @@ class SampleFolder:
 
     def _is_intact(self, index: int) -> bool:
         path = self.path / file_name(index)
-        return index in self.digests and path.is_file() and _sha256(path) == self.digests[index]
+        return index in self.digests and path.is_file() and file_digest(path) == self.digests[index]
 
 
 def _digests(path: Path, text: str, made_by: dict[str, Any]) -> dict[int, str]:
@@ -137,7 +128,3 @@ def _digests(path: Path, text: str, made_by: dict[str, Any]) -> dict[int, str]:
                 "choose another folder"
             )
     return digests
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

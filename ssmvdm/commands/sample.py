@@ -113,6 +113,10 @@ def run(options: SampleOptions) -> None:
                 bar.set_postfix_str(f"{made} of {options.count} videos")
         except (ArithmeticError, ValueError) as error:
             raise InputError(str(error)) from error
+        except RuntimeError as error:
+            if "allocate" not in str(error):  # as torch says it of every device
+                raise
+            raise InputError(f"out of memory, with batches of {options.batch}: {str(error).splitlines()[0]}") from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; the same command goes on with what is in {options.out}") from None
     _draw(options, job)

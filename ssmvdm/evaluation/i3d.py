@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ssmvdm.digests import file_digest
 from ssmvdm.errors import InputError
 
 SIZE = 224  # pixels that the network takes
@@ -80,7 +81,7 @@ def load_i3d(path: Path, scaling: str = "standard", device="cpu", say: Callable[
     Raises InputError for a file that is missing, is no TorchScript, or whose code touches files.
     """
     try:
-        digest, size = file_sha256(path), path.stat().st_size
+        digest, size = file_digest(path), path.stat().st_size
     except OSError as error:
         raise InputError(f"cannot read the I3D file {path}: {error.strerror or error}") from error
     _audit(path)
@@ -118,15 +119,6 @@ def _audit(path: Path) -> None:
                     )
     except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.LargeZipFile) as error:
         raise InputError(f"{expected}, got something else: {error}") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Of the file's bytes, as 64 digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _is_saved(members: list[zipfile.ZipInfo]) -> bool:

@@ -11,7 +11,6 @@ clips of any length and size can be judged.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, mse_loss
 
+from ssmvdm.digests import weights_digest
 from ssmvdm.evaluation.features import NOT_COMPARABLE
 from ssmvdm.evaluation.videos import batches
 
@@ -39,10 +39,7 @@ class OfflineFeatures:
 
     def __init__(self, network: nn.Module, details: dict, device="cpu"):
         self.network, self.details, self.device = network.to(device).eval(), details, torch.device(device)
-        digest = hashlib.sha256()
-        for tensor in network.state_dict().values():
-            digest.update(tensor.cpu().numpy().tobytes())
-        self.identity = digest.hexdigest()
+        self.identity = weights_digest(network)
 
     @classmethod
     def train(

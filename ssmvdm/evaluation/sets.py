@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from ssmvdm.data.files import FileSource
 from ssmvdm.data.source import ClipSource, ProceduralSource
+from ssmvdm.digests import file_digest
 from ssmvdm.errors import InputError
 from ssmvdm.evaluation.videos import checked_video
 from ssmvdm.sample_folder import RECORD
@@ -119,6 +119,6 @@ def _read_record(path: Path, files: tuple[Path, ...]) -> dict | None:
         odd = sorted(names ^ set(digests))
         raise InputError(f"{path}: {len(odd)} files differ from {RECORD}, {odd[0]} for one; finish or clear the folder")
     for file in files:
-        if hashlib.sha256(file.read_bytes()).hexdigest() != digests[file.name]:
+        if file_digest(file) != digests[file.name]:
             raise InputError(f"{file} is damaged: its SHA-256 is not the one in {RECORD}")
     return {name: value for name, value in record.items() if name != "samples"}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from ssmvdm.digests import weights_digest
 from ssmvdm.errors import InputError
-from ssmvdm.sample_folder import RECORD, SampleFolder, file_name, weights_digest
+from ssmvdm.sample_folder import RECORD, SampleFolder, file_name
 
 MADE_BY = {"weights_sha256": "0" * 64, "sampler": "ddpm", "steps": None, "seed": 3}
 
