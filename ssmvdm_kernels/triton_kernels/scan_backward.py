@@ -3,8 +3,8 @@
 For each tile the states are computed again and kept every few steps; then the adjoint walks back over them
 (scan_adjoint.py). Sums over the channels of a tile go through registers, from tile to tile through memory that belongs
 to one program; what several programs have summed up is added in a fixed order at the end. Each direction is a launch:
-with both in one kernel, the addresses of the one would take the registers of the other. B and C are widened to float32
-before, as every step reads them three times.
+with both in one kernel, the addresses of the one would take the registers of the other. B and C are copied before: in
+float32, as every step reads them three times, and four states side by side, which a thread loads at once.
 """
 
 from __future__ import annotations

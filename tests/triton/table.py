@@ -1,6 +1,6 @@
-"""What each kernel takes on each architecture, and the instructions of its time loops.
+"""What each kernel takes on each architecture, and the instructions of its time loops beside those of the CUDA kernels.
 
-    python -m tests.triton.table       compiles everything and writes resources.json
+    python -m tests.triton.table       compiles everything and writes resources.json and resources.md
 
 Per version of Triton, architecture, kernel and layout: registers per thread, bytes of spilled registers, bytes of
 shared memory, and on NVIDIA the issue slots per 32 elements of all directions: the instructions of the innermost loops
@@ -10,18 +10,47 @@ over time, NOP aside, each divided by the steps it takes at a time and by the el
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import triton
 
 from ssmvdm_kernels.triton_kernels import scan_backward, scan_forward
+from tests.cuda_on_cpu import sass
 
 from .kernels import CALLS, KERNELS, LAYOUTS
 from .offline import TARGETS, compiling_for, loops, resources
 
 FILE = Path(__file__).parent / "resources.json"
+REPORT = FILE.with_suffix(".md")
 SMALLEST_LOOP = 100  # instructions; a shorter one is no walk over time
 TILINGS = {"scan forward": scan_forward.TILINGS, "scan backward": scan_backward.TILINGS}
+CUDA = {  # names of the CUDA kernels
+    "scan forward": "scan_forward_kernel",
+    "scan backward": "scan_backward_kernel",
+    "channels": "ChannelThreads",
+    "lanes": "LaneThreads",
+}
+TIMES_THE_GOAL = {"scan forward": 1.35, "scan backward": 1.6}  # of the CUDA kernel: so many slots may be taken here
+HEAD = """# What the Triton kernels take
+
+Compiled ahead of time by Triton {version} through the launch code; made by `python -m tests.triton.table`. Nothing here
+was measured.
+
+## Registers of a thread / bytes that it spills / bytes of shared memory of a program
+
+| kernel | {architectures} |
+|---|{columns}|
+"""
+SLOTS_HEAD = """
+## Issue slots of the scan's time loops per 32 elements, both directions
+
+The CUDA kernels' are those of sm_90 in [sass.md](../../csrc/cuda/sass.md), with every option on, as here. At most
+{forward} times the CUDA kernel's goal is allowed forward, {backward} times backward.
+
+| kernel | {architectures} | CUDA | sm_90 / CUDA | goal of CUDA | sm_90 / goal |
+|---|{columns}|---|---|---|---|
+"""
 
 
 def measured(architecture: str, call: str, layout: str) -> dict:
@@ -55,9 +84,47 @@ def key_of(call: str, layout: str) -> str:
     return f"{call}, {layout}"
 
 
-if __name__ == "__main__":
+def goal(call: str, layout: str) -> int:
+    """Issue slots that the CUDA kernel aims at."""
+    return sass.GOALS[CUDA[call], CUDA[layout]]
+
+
+def cuda_slots(call: str, layout: str) -> int:
+    """Issue slots of the CUDA kernel for whole tiles of any length, by its committed report."""
+    pattern = rf"\| `{CUDA[call]}<bfloat16, {CUDA[layout]}<\w+>, true, false>` \| (\d+) \|"
+    return int(re.search(pattern, sass.REPORT.read_text())[1])
+
+
+def report(version: str, table: dict[str, dict[str, dict]]) -> str:
+    """resources.md of one version's architectures."""
+    names, columns = " | ".join(table), "|".join("---" for _ in table)
+    text = HEAD.format(version=version, architectures=names, columns=columns)
+    keys = {key_of(call, layout): (call, layout) for call in CALLS for layout in LAYOUTS}
+    demands = ("registers", "spilled", "shared")
+    for key in keys:
+        cells = (" / ".join(str(entries[key][name]) for name in demands) for entries in table.values())
+        text += f"| {key} | {' | '.join(cells)} |\n"
+    counted = [name for name in table if name.startswith("sm_")]
+    times = {call.split()[1]: value for call, value in TIMES_THE_GOAL.items()}
+    columns = "|".join("---" for _ in counted)
+    text += SLOTS_HEAD.format(architectures=" | ".join(counted), columns=columns, **times)
+    for key, (call, layout) in keys.items():
+        if call in TILINGS:
+            of_cuda, ours = (cuda_slots(call, layout), goal(call, layout)), table["sm_90"][key]["slots"]
+            cells = [str(table[name][key]["slots"]) for name in counted]
+            cells += [cell for number in of_cuda for cell in (str(number), f"{ours / number:.2f}")]
+            text += f"| {key} | {' | '.join(cells)} |\n"
+    return text
+
+
+def main() -> None:
     table = json.loads(FILE.read_text()) if FILE.exists() else {}
     for architecture in TARGETS:
         entries = {key_of(call, layout): measured(architecture, call, layout) for call in CALLS for layout in LAYOUTS}
         table.setdefault(triton.__version__, {})[architecture] = entries
-        FILE.write_text(json.dumps(table, indent=1) + "\n")
+    FILE.write_text(json.dumps(table, indent=1) + "\n")
+    REPORT.write_text(report(triton.__version__, table[triton.__version__]))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,20 +7,20 @@ import json
 import pytest
 import triton
 
+from . import table
 from .kernels import CALLS, LAYOUTS
 from .offline import TARGETS
-from .table import FILE, key_of, measured
 
-TABLE = json.loads(FILE.read_text())[triton.__version__] if triton.__version__ in FILE.read_text() else {}
+TABLE = json.loads(table.FILE.read_text())
 MOST_REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "sm_120": 255, "gfx942": 512}  # that a thread can have
 
 
 def check(architecture: str, call: str, layout: str) -> None:
-    found = measured(architecture, call, layout)
+    found = table.measured(architecture, call, layout)
     assert found["registers"] <= MOST_REGISTERS[architecture]
-    wanted = TABLE.get(architecture, {}).get(key_of(call, layout))
-    if wanted is None:
-        pytest.skip(f"it compiles; the table has no entry for it with Triton {triton.__version__}")
+    if triton.__version__ not in TABLE:
+        pytest.skip(f"it compiles; the table is of Triton {', '.join(TABLE)} and not {triton.__version__}")
+    wanted = TABLE[triton.__version__][architecture][table.key_of(call, layout)]
     assert found == wanted, "see `python -m tests.triton.table`"
 
 
@@ -35,6 +35,29 @@ def test_the_scan_over_channels(call):
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_every_kernel(architecture, call, layout):
     check(architecture, call, layout)
+
+
+@pytest.mark.parametrize("version", TABLE)
+def test_the_table_is_whole_and_keeps_to_the_goals(version):
+    for architecture in TARGETS:
+        entries = TABLE[version][architecture]
+        assert entries.keys() == {table.key_of(call, layout) for call in CALLS for layout in LAYOUTS}
+        for call, times in table.TIMES_THE_GOAL.items():
+            for layout in LAYOUTS if architecture.startswith("sm_") else ():
+                slots = entries[table.key_of(call, layout)]["slots"]
+                assert slots <= times * table.goal(call, layout), (architecture, call, layout)
+
+
+def test_the_report_is_of_the_table():
+    """Numbers of the CUDA kernels aside, which have a report of their own."""
+    version = max(TABLE, key=lambda version: list(map(int, version.split("."))))
+    (wanted, slots_wanted), (found, slots_found) = (
+        text.split("\n## Issue slots") for text in (table.report(version, TABLE[version]), table.REPORT.read_text())
+    )
+    assert found == wanted
+    of_triton = slice(0, 6)  # cells of a row: nothing, the kernel, four architectures
+    for line_wanted, line_found in zip(slots_wanted.splitlines(), slots_found.splitlines(), strict=True):
+        assert line_found.split("|")[of_triton] == line_wanted.split("|")[of_triton]
 
 
 def test_shapes_share_a_kernel():
