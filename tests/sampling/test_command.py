@@ -114,6 +114,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(capsys, run_folder, tm
         (["--long", 0], "--long: expected a whole number of at least 1, got 0"),
         (["--long", 2, "--frames", 8], "--long and --frames"),
         (["--frames", 0], "frames must be a whole number of at least 1, got 0"),
+        (["--frames", 10**12], "out of memory, with batches of 8"),
         (["--size", 9], "size must be a positive multiple of 2 for this network, got 9"),
         (["--seed", -1], "seed must be a whole number of at least 0, got -1"),
         (["--steps", 13], "steps must be a whole number from 1 to 12, got 13"),
@@ -141,6 +142,13 @@ def test_what_it_cannot_do_gets_one_line(capsys, run_folder, tmp_path, monkeypat
     assert err.splitlines()[-1].startswith("ssmvdm: error: ")
     assert said in err.splitlines()[-1]
     assert not list(tmp_path.rglob("*.gif"))
+
+
+def test_help_says_what_there_is(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", "--help"])
+    assert not stop.value.code
+    assert "--sampler" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_run_is_refused(capsys, tmp_path):
