@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.plots import STYLE, Theme
 from benchmarks.shapes import Layer, layer_named
+from ssmvdm.reproduce.study import REFERENCE
 
 MIB = 2**20
 
@@ -23,15 +24,13 @@ def panel_svgs(result: dict, theme: Theme) -> list[str]:
 
 def panel_svg(result: dict, theme: Theme, draw: Callable[[Axes, dict, Theme], None]) -> str:
     """One panel. draw(axes, result, theme) puts the data into the axes and gives them title and labels."""
-    with matplotlib.rc_context(STYLE):
+    colors = dict.fromkeys(("axes.titlecolor", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
+    with matplotlib.rc_context(STYLE | colors):
         figure = Figure(figsize=(4.6, 3.4), facecolor=theme.ground)
         axes = figure.subplots()
         axes.set_facecolor(theme.ground)
         draw(axes, result, theme)
-        axes.title.set_color(theme.ink)
-        for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_color(theme.ink)
-        axes.tick_params(which="both", colors=theme.ink, labelsize=9)
+        axes.tick_params(which="both", labelsize=9)
         axes.grid(axis="y", which="major", color=theme.faint, alpha=0.28, lw=0.8)
         for spine in axes.spines.values():
             spine.set_color(theme.faint)
@@ -41,9 +40,20 @@ def panel_svg(result: dict, theme: Theme, draw: Callable[[Axes, dict, Theme], No
     return buffer.getvalue()
 
 
-def draw_loss_by_step(axes: Axes, result: dict, theme: Theme) -> None:
-    _draw_curves(axes, result, theme, dict.fromkeys(result["study"]["contenders"], 1.0))
-    _title(axes, "Training loss", "optimiser steps")
+def draw_relative_loss(axes: Axes, result: dict, theme: Theme) -> None:
+    """Over that of the reference with the same seed, which saw the same clips and noise: most of what makes a single
+    loss noisy cancels. Both are averaged over a tenth of the run first."""
+    reference = _smooth(_curves(result, REFERENCE))
+    for layer in _layers(result):
+        ratio = _smooth(_curves(result, layer.name))[..., 1] / reference[..., 1]
+        _draw_band(axes, reference[0, :, 0], ratio, layer, theme)
+    _title(axes, f"Training loss over that of {REFERENCE}", "optimiser steps")
+
+
+def _smooth(curves: np.ndarray) -> np.ndarray:
+    """Moving averages of (seeds, points, 2) over a tenth of the points."""
+    window = max(1, curves.shape[1] // 10)
+    return np.lib.stride_tricks.sliding_window_view(curves, window, axis=1).mean(-1)
 
 
 def draw_single_loss(axes: Axes, result: dict, theme: Theme) -> None:
@@ -57,21 +67,25 @@ def draw_single_loss(axes: Axes, result: dict, theme: Theme) -> None:
 def draw_loss_by_time(axes: Axes, result: dict, theme: Theme) -> None:
     frames = result["study"]["frames"]
     seconds = {row["layer"]: row["step_seconds"] for row in result["costs"] if row["frames"] == frames}
-    _draw_curves(axes, result, theme, seconds)
-    _title(axes, "Training loss against time", "seconds of optimiser steps")
-
-
-def _draw_curves(axes: Axes, result: dict, theme: Theme, unit: dict[str, float]) -> None:
-    """The mean over seeds, and the range of the seeds as a band. unit: by layer, of the horizontal axis per step."""
     for layer in _layers(result):
-        curves = np.array([row["curve"] for row in result["training"] if row["layer"] == layer.name])
-        steps, losses = curves[0, :, 0] * unit[layer.name], curves[..., 1]
-        color = layer.color[theme.index]
-        axes.plot(steps, losses.mean(0), color=color, lw=2.2 if layer.name == "bi-s6" else 1.4, zorder=3)
-        axes.fill_between(steps, losses.min(0), losses.max(0), color=color, alpha=0.15, lw=0)
+        curves = _curves(result, layer.name)
+        _draw_band(axes, curves[0, :, 0] * seconds[layer.name], curves[..., 1], layer, theme)
     _log_axis(axes, "y")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(_plain)
+    _title(axes, "Training loss against time", "seconds of optimiser steps")
+
+
+def _curves(result: dict, name: str) -> np.ndarray:
+    """(seeds, points, 2): step and loss."""
+    return np.array([row["curve"] for row in result["training"] if row["layer"] == name])
+
+
+def _draw_band(axes: Axes, places: np.ndarray, values: np.ndarray, layer: Layer, theme: Theme) -> None:
+    """values (seeds, places): their mean as a line, from the least to the largest as a band."""
+    color = layer.color[theme.index]
+    axes.plot(places, values.mean(0), color=color, lw=2.2 if layer.name == REFERENCE else 1.4, zorder=3)
+    axes.fill_between(places, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
 
 
 def draw_held_out(axes: Axes, result: dict, theme: Theme) -> None:
@@ -100,7 +114,9 @@ def _draw_dots(axes: Axes, result: dict, theme: Theme, values: dict[str, list[fl
         spread = np.linspace(-0.15, 0.15, len(seeds)) if len(seeds) > 1 else [0.0]
         axes.plot(place + np.array(spread), seeds, layer.marker, color=color, ms=6, zorder=3)
         axes.hlines(mean(seeds), place - 0.3, place + 0.3, color=color, lw=2)
-    axes.set_xticks(range(len(layers)), [layer.name.replace("-", "\n", 1) for layer in layers])
+    axes.set_xticks(
+        range(len(layers)), [layer.temporal["layer"].replace("-attention", "\nattention") for layer in layers]
+    )
     axes.set_xlim(-0.6, len(layers) - 0.4)
 
 
@@ -126,7 +142,7 @@ def _draw_costs(axes: Axes, result: dict, theme: Theme, value: Callable[[dict], 
     _log_axis(axes, "y")
 
 
-PANELS = (draw_loss_by_step, draw_loss_by_time, draw_held_out, draw_frechet, draw_memory, draw_time)
+PANELS = (draw_relative_loss, draw_loss_by_time, draw_held_out, draw_frechet, draw_memory, draw_time)
 
 
 def _layers(result: dict) -> list[Layer]:

@@ -121,7 +121,7 @@ def test_the_page_stands_alone_and_says_everything(folder, result):
     assert not re.search(r'(src|href)="(?!data:image/gif|#)', text.replace('xlink:href="#', 'href="#'))
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    panels = re.findall(r'<div class="panel (\w+)">(<svg.*?</svg>)</div>', text, re.DOTALL)
+    panels = re.findall(r'<div class="panel (\w+)">(<svg.*?</svg>)\s*</div>', text, re.DOTALL)
     assert [theme for theme, _ in panels].count("light") == [theme for theme, _ in panels].count("dark") == 6
     for _, svg in panels:
         ElementTree.fromstring(re.sub(r"xlink:href", "href", svg))
