@@ -140,13 +140,14 @@ class CodedVideo:
             self.shape = (stream.codec_context.height, stream.codec_context.width)
             _check_frame(3 * math.prod(self.shape))
             # The last packet is empty: it asks a decoder for the frames that it still holds.
-            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+            shown = [(packet.pts, packet.is_keyframe) for packet in packets]
             # An .avi says in which order frames are decoded, and not when they are shown.
             is_reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
-        self.times: list[int] = sorted(packet.pts for packet in packets if packet.pts is not None)
-        self.key_times = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
-        if len(set(self.times)) == len(packets) and not is_reordered:
-            self.frames = len(packets)
+        self.times: list[int] = sorted(time for time, _ in shown if time is not None)
+        self.key_times = [time for time, is_key in shown if is_key and time is not None]
+        if len(set(self.times)) == len(shown) and not is_reordered:
+            self.frames = len(shown)
         else:
             self.times = []
             self.frames = sum(1 for _ in self._decoded())
