@@ -15,8 +15,8 @@ KINDS = (".py", ".md", ".toml", ".cfg", ".sh", ".ipynb", ".nix", ".yml", "")
 TORCH_LOAD, JIT_LOAD = "ssmvdm/data/torch_files.py", "ssmvdm/evaluation/i3d.py"
 PRODUCT = ("ssmvdm/", "ssmvdm_kernels/", "benchmarks/")
 OF_OUR_MAKING = {  # tests that need it, on nothing but what the tree itself holds or the test has just written
-    ("pickle", "tests/data_tests/test_files.py"),  # how a worker process gets a source
     ("pickle", "tests/evaluation/test_i3d.py"),  # that a trap would have sprung
+    ("allow_pickle", "tests/evaluation/test_compare.py"),  # to write one
     ("exec", "tests/docs/markdown.py"),  # the examples of the documentation
     ("exec", "tests/docs/test_code_blocks.py"),
 }
@@ -31,7 +31,7 @@ BANNED = {
     "allow_pickle": r"\ballow_pickle\s*[=:]\s*True\b",
     "eval": r"(?<![\w.])eval\((?!\))",
     "exec": r"(?<![\w.])exec\((?!\))",
-    "shell": r"\bshell\s*=\s*True\b|\bos\.(system|popen)\b",
+    "shell": r"\bshell\s*=\s*True\b|\bos\.(system|popen)\(",
     "torch.load": r"\btorch\.load\b",
     "unsafe yaml": r"\byaml\.(load|unsafe_load)\b",
     "remote code": r"\btrust_remote_code\s*=\s*True\b",
@@ -70,6 +70,8 @@ def _is_allowed(kind: str, name: str, line: str) -> bool:
         return name == JIT_LOAD
     if kind == "torch.load":
         return (name == TORCH_LOAD or not name.startswith(PRODUCT)) and "weights_only=True" in line
+    if kind == "pickle" and name.startswith("tests/") and "pickle.loads(pickle.dumps(" in line:
+        return True  # of our making whatever it is
     return (kind, name) in OF_OUR_MAKING
 
 
