@@ -24,7 +24,8 @@ endif
 PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f)
 
-.PHONY: help bench demo test test-cuda-offline test-triton test-integration sass cuda-resources build lint clean missing
+.PHONY: help bench demo test test-cuda-offline test-triton test-integration sass cuda-resources triton-resources build
+.PHONY: lint clean missing
 .NOTPARALLEL:
 
 help:
@@ -39,6 +40,7 @@ help:
 	@echo "make build   the package, installed editable with what development needs"
 	@echo "make sass    what the CUDA scan's loops cost, from machine code -> csrc/cuda/sass.md"
 	@echo "make cuda-resources   registers and spills of the CUDA kernels -> csrc/cuda/resources.md"
+	@echo "make triton-resources   the same of the Triton kernels, and their time loops' cost -> tests/triton/resources.md"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove build outputs and caches; the environment stays"
 
@@ -56,6 +58,9 @@ test-cuda-offline: build
 
 sass cuda-resources: $(STAMPS)/requirements
 	$(ENV_PYTHON) -m tests.cuda_on_cpu.$(@:cuda-%=%)
+
+triton-resources: $(STAMPS)/requirements
+	$(ENV_PYTHON) -m tests.triton.table
 
 test-triton: build
 	$(ENV_PYTHON) -m pytest -q -m "slow or not slow" tests/triton

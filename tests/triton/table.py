@@ -34,7 +34,7 @@ CUDA = {  # names of the CUDA kernels
 TIMES_THE_GOAL = {"scan forward": 1.35, "scan backward": 1.6}  # of the CUDA kernel: so many slots may be taken here
 HEAD = """# What the Triton kernels take
 
-Compiled ahead of time by Triton {version} through the launch code; made by `python -m tests.triton.table`. Nothing here
+Compiled ahead of time by Triton {version} through the launch code; made by `make triton-resources`. Nothing here
 was measured.
 
 ## Registers of a thread / bytes that it spills / bytes of shared memory of a program

@@ -21,7 +21,7 @@ def check(architecture: str, call: str, layout: str) -> None:
     if triton.__version__ not in TABLE:
         pytest.skip(f"it compiles; the table is of Triton {', '.join(TABLE)} and not {triton.__version__}")
     wanted = TABLE[triton.__version__][architecture][table.key_of(call, layout)]
-    assert found == wanted, "see `python -m tests.triton.table`"
+    assert found == wanted, "see `make triton-resources`"
 
 
 @pytest.mark.parametrize("call", ["scan forward", "scan backward"])
