@@ -159,6 +159,8 @@ class CodedVideo:
             frames = self._shown(self.times[start : start + count])
         shown = 0
         for frame in frames:
+            if frame.is_corrupt:
+                raise ValueError(f"frame {start + shown} is damaged")
             yield frame.to_ndarray(format="rgb24")
             shown += 1
         if shown != count:

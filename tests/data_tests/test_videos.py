@@ -166,23 +166,51 @@ def test_a_file_of_anything_else_is_refused(tmp_path, suffix, content):
     refused(path)
 
 
-@pytest.mark.parametrize("suffix", ["npy", "npz", "gif", "mp4", "avi"])
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    pixels = made.moving(20, size=16)
-    if suffix == "npy":
+def make(path, pixels):
+    """A file of the format that its name says."""
+    if path.suffix == ".npy":
         np.save(path, pixels)
-    elif suffix == "npz":
-        np.savez(path, video=pixels)
-    elif suffix == "gif":
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, video=pixels)
+    elif path.suffix == ".gif":
         made.write_gif(path, pixels)
     else:
         made.write_coded(path, pixels)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "gif", "mp4", "avi"])
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    make(path, made.moving(20, size=16))
     whole = path.read_bytes()
     assert read(path, 0, 20)[0] == 20
     for length in np.linspace(0, len(whole) - 1, 30).astype(int):
         path.write_bytes(whole[:length])
         refused(path)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "gif", "mp4", "avi", "mkv"])
+def test_damage_is_refused_or_gives_pictures_and_nothing_else(tmp_path, suffix):
+    """Most formats have no checksums: what a few changed bytes leave may still be a video, in its shape and range."""
+    path = tmp_path / f"a.{suffix}"
+    make(path, made.moving(20, size=32))
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for trial in range(60):
+        damaged = bytearray(whole)
+        reach = len(whole) if trial % 2 else min(400, len(whole))  # headers, every other time
+        for place in rng.integers(reach, size=4):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            clip = read_window(VideoFile(path), np.random.default_rng(0), 8, 16, None)
+        except UnusableVideo:
+            refusals += 1
+            continue
+        assert clip.shape == (3, 8, 16, 16)
+        assert 0.0 <= clip.min() <= clip.max() <= 1.0
+    assert refusals
 
 
 def test_a_streaming_mp4_without_its_end_is_refused(tmp_path):
