@@ -1,7 +1,6 @@
 """The loader of I3D's file, the features it gives, and their cache. No I3D weights are needed."""
 
 import pickle
-import re
 import zipfile
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-import ssmvdm
 from ssmvdm.errors import InputError
 from ssmvdm.evaluation.features import CachedFeatures
 from ssmvdm.evaluation.i3d import load_i3d
@@ -162,13 +160,6 @@ def test_hostile_and_wrong_files_are_refused_and_run_nothing(file, tmp_path):
     with open(tmp_path / "pickle.pt", "rb") as stream:
         pickle.load(stream).close()
     assert mark.exists()  # so the file would have
-
-
-def test_no_other_file_of_the_package_loads_torchscript():
-    package = Path(ssmvdm.__file__).parent
-    calls = re.compile(r"\bjit\s*\.\s*load\b|\bhub\s*\.\s*load\b|import_ir_module")
-    users = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if calls.search(path.read_text())]
-    assert users == ["evaluation/i3d.py"]
 
 
 def test_cache_computes_each_video_once_for_each_extractor(file, videos, tmp_path):
