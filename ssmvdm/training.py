@@ -102,6 +102,7 @@ class Run:
 
     def __init__(self, config: TrainingConfig, folder: Path, resume: bool = True):
         self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
+        self.examples = Examples(open_source(config.data), config.seed, config.diffusion.timesteps)
         found = _found(config, self.checkpoints, resume)
         self.accelerator = accelerator = _accelerator(config)
         self.is_main, device = accelerator.is_main_process, accelerator.device
@@ -116,8 +117,6 @@ class Run:
         self.step = self.examples_seen = 0
         if found is not None:
             self._restore(found)
-        self.source = open_source(config.data)
-        self.examples = Examples(self.source, config.seed, config.diffusion.timesteps)
         self._batches = batches(self.examples, self._numbers(), config.workers, device.type == "cuda")
         self.examples_per_step = config.batch * config.accumulate * accelerator.num_processes
 
