@@ -17,7 +17,7 @@ class ReproduceOptions:
     """
 
     scale: Literal["cpu", "gpu"] = "cpu"
-    """cpu: within 30 minutes on two cores. gpu: planned for 25 minutes of one H200, and not measured yet."""
+    """cpu: made for 30 minutes of two cores. gpu: made for 25 minutes of one H200, and not run yet."""
 
     out: Path = Path("reproduce")
     """Folder for the runs and the report; below it a folder for the scale."""

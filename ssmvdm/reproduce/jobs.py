@@ -116,7 +116,7 @@ def train_layer(study: Study, layer: Layer, seed: int, folder: Path) -> dict:
         videos = held_out_videos(open_source(config.data), study.held_out)
         samples = sample_videos(
             model, diffusion, study.samples, study.frames, config.data.size,
-            sampler="ddim", steps=study.sample_steps, seed=SAMPLE_SEED, batch=study.batch,
+            sampler="ddim", steps=study.sample_steps, seed=SAMPLE_SEED,
         )  # fmt: skip
         write_npy(folder / SAMPLES, np.stack(list(samples)))
         return {
@@ -137,7 +137,7 @@ def measure_cost(study: Study, layer: Layer, frames: int, folder: Path) -> dict:
     saved_bytes is exact. step_seconds is the median; on a CPU it is time of the processor, one thread, which other work
     on the machine hardly changes.
     """
-    network = study.networks()[layer.name]
+    network = study.network_of(layer)
     settings = {"network": asdict(network), "batch": study.batch, "size": study.network.size, "frames": frames}
 
     def compute() -> dict:

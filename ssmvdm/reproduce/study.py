@@ -14,7 +14,10 @@ from ssmvdm.unet3d import UNet3D
 
 CONTENDERS = ("attention-sdpa", "linear-attention", "s6", "bi-s6", "bi-s4d")
 REFERENCE = "bi-s6"  # whose parameters the others are given
-PARAMETER_KNOB = {"attention-sdpa": "dim_head", "linear-attention": "dim_head", "s6": "states", "bi-s4d": "states"}
+# The number that gives each of the others as many, and what it is a multiple of: what kernels like.
+PARAMETER_KNOB = {
+    "attention-sdpa": ("dim_head", 8), "linear-attention": ("dim_head", 8), "s6": ("states", 4), "bi-s4d": ("states", 4)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,13 @@ class Study:
     loader_workers: int = 0
     contenders: tuple[str, ...] = CONTENDERS
 
-    def data(self, frames: int | None = None) -> DataConfig:
-        return DataConfig("maze", frames or self.frames, self.network.size)
+    def data(self) -> DataConfig:
+        return DataConfig("maze", self.frames, self.network.size)
 
     def training(self, layer: Layer, seed: int) -> TrainingConfig:
         """The run of one layer with one seed."""
         return TrainingConfig(
-            network=self.networks()[layer.name],
+            network=self.network_of(layer),
             diffusion=DiffusionConfig(),
             data=self.data(),
             seed=seed,
@@ -73,20 +76,22 @@ class Study:
         return tuple(map(layer_named, self.contenders))
 
     def networks(self) -> dict[str, UNet3DConfig]:
-        """Configuration by layer name, with as many parameters as the reference has, as near as the knob allows."""
+        """Configuration of every layer's network, by the layer's name."""
+        return {layer.name: self.network_of(layer) for layer in self.layers()}
+
+    def network_of(self, layer: Layer) -> UNet3DConfig:
+        """A network with this layer and as many parameters as the reference's, as near as the layer's knob allows."""
+        if layer.name == REFERENCE:
+            return self.configuration(layer)
+        knob, step = PARAMETER_KNOB[layer.name]
         target = parameters_of(self.configuration(layer_named(REFERENCE)))
-        return {layer.name: self._equalised(layer, target) for layer in self.layers()}
+        value = nearest_multiple(step, lambda value: parameters_of(self.configuration(layer, **{knob: value})), target)
+        return self.configuration(layer, **{knob: value})
 
     def configuration(self, layer: Layer, **changes) -> UNet3DConfig:
+        """Of the study's network with this layer, some of its numbers changed."""
         with torch.device("meta"):
             return replace(self.network, **changes).build(layer).config
-
-    def _equalised(self, layer: Layer, target: int) -> UNet3DConfig:
-        knob = PARAMETER_KNOB.get(layer.name)
-        if knob is None:
-            return self.configuration(layer)
-        value = nearest_even(lambda value: parameters_of(self.configuration(layer, **{knob: value})), target)
-        return self.configuration(layer, **{knob: value})
 
     def as_json(self) -> dict:
         return asdict(self) | {"cost_frames": list(self.cost_frames), "contenders": list(self.contenders)}
@@ -97,15 +102,15 @@ def parameters_of(config: UNet3DConfig) -> int:
         return count_parameters(UNet3D(config))
 
 
-def nearest_even(count: Callable[[int], int], target: int) -> int:
-    """The even number n >= 2 with count(n) nearest to target, where count is linear in n."""
-    at_2, at_4 = count(2), count(4)
-    return max(2, 2 + 2 * round((target - at_2) / (at_4 - at_2)))
+def nearest_multiple(step: int, count: Callable[[int], int], target: int) -> int:
+    """The positive multiple n of `step` with count(n) nearest to target, where count is linear in n."""
+    once, twice = count(step), count(2 * step)
+    return step * max(1, 1 + round((target - once) / (twice - once)))
 
 
 def study_named(scale: str) -> Study:
-    """The study of a scale: "cpu" takes 30 minutes on two cores; "gpu" is planned for 25 minutes of one H200, a plan
-    that no machine has carried out yet. ValueError naming the scales there are."""
+    """The study of a scale: "cpu" is made for 30 minutes of two cores, "gpu" for 25 minutes of one H200, a plan that no
+    machine has carried out yet. ValueError naming the scales there are."""
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     return SCALES[scale]

@@ -19,9 +19,9 @@ def test_all_layers_have_as_many_parameters_as_their_knob_allows(scale):
     for name, config in study.networks().items():
         if name == REFERENCE:
             continue
-        knob = PARAMETER_KNOB[name]
+        knob, step = PARAMETER_KNOB[name]
         value = getattr(config.temporal, knob)
-        neighbours = [study.configuration(layer_named(name), **{knob: value + step}) for step in (-2, 2)]
+        neighbours = [study.configuration(layer_named(name), **{knob: value + sign * step}) for sign in (-1, 1)]
         for neighbour in map(parameters_of, neighbours):
             assert abs(counts[name] - counts[REFERENCE]) <= abs(neighbour - counts[REFERENCE])
 
