@@ -83,4 +83,5 @@ def run(options: TrainOptions) -> None:
     try:
         print(train(options.training, options.out, resume=options.resume))
     except (ValueError, NonFiniteError) as error:
-        raise InputError(str(error)) from error
+        # A process that loads clips hands its error over behind a traceback.
+        raise InputError(str(error).rpartition("\nValueError: ")[2].strip()) from error

@@ -19,6 +19,7 @@ import numpy as np
 
 from ssmvdm.data.datasets import DATA_SETS, numbered_first
 from ssmvdm.data.export import write_npy
+from ssmvdm.data.files import UnusableVideo, foreign_bytes
 from ssmvdm.data.tfrecord import byte_features, read_records
 from ssmvdm.data.torch_files import load_tensors
 from ssmvdm.data.videos import SUFFIXES, ArrayVideo, Video, open_video
@@ -59,13 +60,13 @@ def convert_data_set(name: str, source: Path, out: Path) -> Iterator[Converted]:
         problem = None
         if not target.exists():
             try:
-                video = item.load()
-                if video.shape[1:3] != (edge, edge):
-                    raise ValueError(f"its frames are {video.shape[1]} x {video.shape[2]}, expected {edge} x {edge}")
-            except (ImportError, MemoryError):
-                raise
-            except Exception as error:  # what parsers raise on foreign bytes has no common type
-                problem = str(error) or type(error).__name__
+                with foreign_bytes():
+                    video = item.load()
+                    if video.shape[1:3] != (edge, edge):
+                        came = f"{video.shape[1]} x {video.shape[2]}"
+                        raise ValueError(f"its frames are {came}, expected {edge} x {edge}")
+            except UnusableVideo as error:
+                problem = str(error)
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_npy(target, video)

@@ -8,6 +8,7 @@ more than the allowed share of the data set has turned out unusable, ValueError 
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,18 @@ logger = logging.getLogger("ssmvdm.data")
 
 class UnusableVideo(ValueError):
     """A file that holds no video of the kind that was asked for; the message says why."""
+
+
+@contextmanager
+def foreign_bytes() -> Iterator[None]:
+    """Whatever goes wrong within becomes UnusableVideo: what parsers raise on foreign bytes has no common type."""
+    try:
+        yield
+    except (ImportError, MemoryError):  # of this machine, not of the file
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error)  # without the path, if the system says it
+        raise UnusableVideo(reason or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
@@ -98,18 +111,13 @@ class FileSource:
 
 def read_window(video: VideoFile, rng: np.random.Generator, frames: int, size: int, edge: int | None) -> np.ndarray:
     """A window drawn uniformly from all that fit: (3, frames, size, size) float32. Raises UnusableVideo."""
-    try:
-        with open_video(video.path, video.lane) as opened:
-            if edge is not None and opened.shape != (edge, edge):
-                raise ValueError(f"its frames are {opened.shape[0]} x {opened.shape[1]}, expected {edge} x {edge}")
-            if opened.frames < frames:
-                raise ValueError(f"has {opened.frames} frames, {frames} are needed")
-            start = int(rng.integers(opened.frames - frames + 1))
-            return np.stack([fit(frame, size) for frame in opened.read(start, frames)], axis=1)
-    except (ImportError, MemoryError):  # of this machine, not of the file
-        raise
-    except Exception as error:  # what parsers raise on foreign bytes has no common type
-        raise UnusableVideo(str(error) or type(error).__name__) from error
+    with foreign_bytes(), open_video(video.path, video.lane) as opened:
+        if edge is not None and opened.shape != (edge, edge):
+            raise ValueError(f"its frames are {opened.shape[0]} x {opened.shape[1]}, expected {edge} x {edge}")
+        if opened.frames < frames:
+            raise ValueError(f"has {opened.frames} frames, {frames} are needed")
+        start = int(rng.integers(opened.frames - frames + 1))
+        return np.stack([fit(frame, size) for frame in opened.read(start, frames)], axis=1)
 
 
 @lru_cache(maxsize=4)
