@@ -126,6 +126,11 @@ def _check(options: EvaluateOptions) -> int | None:
         if getattr(options, name) < least:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag}: expected a whole number of at least {least}, got {getattr(options, name)}")
+    with_i3d = options.i3d is not None
+    for name in ("feature_clips", "feature_steps") if with_i3d else ("scaling", "cache"):
+        if getattr(options, name) != getattr(EvaluateOptions, name):
+            when = "without" if with_i3d else "with"
+            raise InputError(f"--{name.replace('_', '-')}: has a meaning {when} --i3d only")
     if options.real_set in (None, "all"):
         return None
     if not options.real_set.isdecimal() or int(options.real_set) < 2:

@@ -12,9 +12,11 @@ package follows feeds [0, 1] ("paper"), so its numbers compare with each other o
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ssmvdm.digests import file_digest
 from ssmvdm.errors import InputError
 
 SIZE = 224  # pixels that the network takes
@@ -57,9 +58,7 @@ class I3DFeatures:
 
     def _features(self, video: np.ndarray) -> np.ndarray:
         """(1, d) of one video (3, frames, height, width): 256 frames of 224 x 224 are 150 MB before any layer."""
-        frames = (
-            torch.from_numpy(np.array(video, np.float32)).to(self.device).transpose(0, 1)
-        )  # (frames, 3, height, width)
+        frames = torch.from_numpy(np.array(video, np.float32).swapaxes(0, 1)).to(self.device)  # (frames, 3, h, w)
         frames = interpolate(frames, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
         clip = SCALINGS[self.scaling](frames).transpose(0, 1)[None]  # (1, 3, frames, 224, 224)
         try:
@@ -71,6 +70,8 @@ class I3DFeatures:
         if not is_vector or len(logits) != 1:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(f"the I3D file must return logits (1, classes) or (1, classes, time), got {got}")
+        if not logits.isfinite().all():
+            raise InputError(f"the I3D file gave logits that are not finite for a clip of {video.shape[1]} frames")
         logits = logits.double()
         return (logits.mean(dim=2) if logits.dim() == 3 else logits).cpu().numpy()
 
@@ -81,27 +82,30 @@ def load_i3d(path: Path, scaling: str = "standard", device="cpu", say: Callable[
     Raises InputError for a file that is missing, is no TorchScript, or whose code touches files.
     """
     try:
-        digest, size = file_digest(path), path.stat().st_size
+        content = path.read_bytes()  # once: what is checked is what runs
     except OSError as error:
         raise InputError(f"cannot read the I3D file {path}: {error.strerror or error}") from error
-    _audit(path)
+    _audit(path, content)
+    digest = hashlib.sha256(content).hexdigest()
     say(
-        f"I3D: running {path} ({size / 2**20:.1f} MiB, SHA-256 {digest}). "
+        f"I3D: running {path} ({len(content) / 2**20:.1f} MiB, SHA-256 {digest}). "
         "A TorchScript file is a program: use only files from people you trust."
     )
     try:
-        module = torch.jit.load(str(path), map_location="cpu")
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: torch {torch.__version__} cannot read this TorchScript file: {reason}") from error
+    if not hasattr(module, "forward"):
+        raise InputError(f"{path}: expected a network, got a TorchScript module without forward")
     return I3DFeatures(module, digest, scaling, device)
 
 
-def _audit(path: Path) -> None:
+def _audit(path: Path, content: bytes) -> None:
     """InputError unless the file is an archive with TorchScript's code in it, none of which touches files."""
     expected = f"{path}: expected the I3D network as TorchScript (torch.jit.save)"
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
             if len({member.filename for member in members}) < len(members):
                 raise InputError(f"{expected}, got an archive with two members of one name")
@@ -114,10 +118,8 @@ def _audit(path: Path) -> None:
             for member in code:
                 found = FORBIDDEN_CALL.search(archive.read(member).decode("utf-8", errors="replace"))
                 if found:
-                    raise InputError(
-                        f"{path} calls {found[0]} in {member.filename}: a network has no need of it; refused"
-                    )
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.LargeZipFile) as error:
+                    raise InputError(f"{path} is refused: {member.filename} calls {found[0]}, no part of a network")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, encrypted, an unknown method
         raise InputError(f"{expected}, got something else: {error}") from error
 
 

@@ -58,7 +58,7 @@ def as_markdown(result: dict) -> str:
 OFFLINE_ADVICE = (
     "The features were learnt on the data at hand: compare only with numbers of the same data and settings."
 )
-FLOOR = "The floor is the distance of one half of the real videos from the other, by half as many videos on both sides."
+FLOOR = "The floor is the distance between the two halves of the real videos; distances fall as videos become more."
 
 
 def _distance_table(runs: list[dict], stamp: str | None) -> list[str]:

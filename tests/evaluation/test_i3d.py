@@ -1,6 +1,8 @@
 """The loader of I3D's file, the features it gives, and their cache. No I3D weights are needed."""
 
+import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -86,6 +88,26 @@ class Plain(nn.Module):
         return x.mean(dim=(2, 3, 4))
 
 
+class NotFinite(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3, 4)) / 0.0
+
+
+class Headless(nn.Module):
+    @torch.jit.export
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_logits_that_are_not_finite_and_a_module_without_forward_are_input_errors(tmp_path, videos):
+    for name, module in (("broken.pt", NotFinite()), ("headless.pt", Headless())):
+        torch.jit.script(module).save(str(tmp_path / name))
+    with pytest.raises(InputError, match="not finite for a clip of 6 frames"):
+        load_i3d(tmp_path / "broken.pt", say=lambda text: None).features(videos)
+    with pytest.raises(InputError, match="a TorchScript module without forward"):
+        load_i3d(tmp_path / "headless.pt", say=lambda text: None)
+
+
 def test_a_file_without_switches_is_called_with_the_clip_alone(tmp_path, videos):
     torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
     features = load_i3d(tmp_path / "plain.pt", "paper", say=lambda text: None).features(videos)
@@ -123,6 +145,12 @@ def hostile_files(folder: Path, mark: Path, good: bytes) -> dict[str, str]:
     (folder / "empty.pt").write_bytes(b"")
     (folder / "text.pt").write_text("not weights")
     (folder / "half.pt").write_bytes(good[: len(good) // 2])
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        code = next(member for member in archive.infolist() if member.filename.endswith(".py"))
+    flipped = bytearray(good)
+    names = sum(struct.unpack_from("<HH", good, code.header_offset + 26))  # its name and padding, then its content
+    flipped[code.header_offset + 30 + names + code.compress_size // 2] ^= 0x20
+    (folder / "flipped.pt").write_bytes(flipped)
     with zipfile.ZipFile(folder / "zip.pt", "w") as archive:
         archive.writestr("readme.txt", "nothing")
     with zipfile.ZipFile(folder / "code.pt", "w") as archive:
@@ -140,6 +168,7 @@ def hostile_files(folder: Path, mark: Path, good: bytes) -> dict[str, str]:
         "empty.pt": "expected the I3D network as TorchScript",
         "text.pt": "expected the I3D network as TorchScript",
         "half.pt": "expected the I3D network as TorchScript",
+        "flipped.pt": "got something else",
         "zip.pt": "another zip archive",
         "code.pt": "cannot read this TorchScript file",
         "operators.pt": r"calls ops\.system\.run",
