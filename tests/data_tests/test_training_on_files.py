@@ -1,0 +1,49 @@
+"""Training on videos from disk, a broken one among them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ssmvdm import cli
+from ssmvdm.checkpoint import load
+from ssmvdm.data.source import DataConfig
+from ssmvdm.training import train
+from tests.data_tests import made
+from tests.training.tiny import RUN, same
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve videos, of which one is broken."""
+    path = tmp_path / "videos"
+    path.mkdir()
+    for number in range(12):
+        np.save(path / f"{number}.npy", made.numbered(20 * number, 20, 16, 16))
+    (path / "5.npy").write_bytes(b"broken")
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_run_arrives_at_the_same_bits(folder, tmp_path, workers):
+    data = DataConfig("folder", RUN.data.frames, RUN.data.size, str(folder))
+    config = replace(RUN, data=data, steps=6, batch=2, checkpoint_every=3, sample_every=0, workers=workers)
+    whole = load(train(config, tmp_path / "whole", progress=False))
+    train(replace(config, steps=3), tmp_path / "halves", progress=False)
+    assert same(load(train(config, tmp_path / "halves", progress=False)), whole)
+    plain = load(train(replace(config, workers=0), tmp_path / "plain", progress=False))
+    assert same(plain, replace(whole, config=plain.config))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_videos_end_the_command_in_one_line(folder, tmp_path, capsys, workers):
+    for number in range(6):
+        (folder / f"{number}.npy").write_bytes(b"broken")
+    config = replace(RUN, data=DataConfig("folder", 8, 16, str(folder)), steps=20, workers=workers, sample_every=0)
+    (tmp_path / "run.json").write_text(json.dumps(config.to_dict()))
+    status = cli.main(["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert told[-1].startswith("ssmvdm: error: 2 of the 12 videos cannot be used, more than the allowed share of 0.1")
+    assert sum(line.startswith("ssmvdm: error") for line in told) == 1
