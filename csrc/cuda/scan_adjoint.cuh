@@ -205,7 +205,7 @@ struct BackwardThread {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
       states_after(a[i], h[i], h[i + 1], bc + i * Map::kStepFloats, constant, dt[i], dt[i] * us[i]);
-    // delta once more, behind a barrier: from a delta at hand the compiler would compute half of the exponentials again.
+    // delta once more, behind a barrier: from the one at hand the compiler would compute exponentials a second time.
     __syncwarp();
     restore_steps(dt, kept, kDeltas, s);
 #pragma unroll

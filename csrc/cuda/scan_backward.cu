@@ -1,7 +1,7 @@
 // Backward scan. Per sequence, channel and direction a thread
-//   A. walks the states once more and keeps them at every chunk of four steps;
-//   B. walks against time, chunk by chunk: from the kept states it has h and a = 2^(delta A) of four steps in registers,
-//      with them y for dz, and carries q_t = a_{t+1} dh_{t+1} through
+//   A. walks the states once more and keeps them at every chunk of four steps, and u and delta of every step;
+//   B. walks against time, chunk by chunk: from what is kept it has h and a = 2^(delta A) of four steps in registers,
+//      from them y for dz, and carries q_t = a_{t+1} dh_{t+1} through
 //          dh_t = g_t C_t + q_t,    dB_t = dh_t delta_t u_t,    dC_t = g_t h_t,    d(delta u)_t = <dh_t, B_t>,
 //          q_{t-1} = a_t dh_t,      d(delta A)_t = q_{t-1} h_{t-1},                g = dy silu(z).
 // No state is ever recovered by subtraction. Sequences longer than a segment keep states at two distances, so that the
@@ -186,7 +186,8 @@ cudaError_t finish_states(const ScanBackwardArgs& args, const BackwardParams& p,
                                                 int32_t(args.groups / view->groups)};
                         const int64_t count = view->groups * p.units * Map::kUnit * p.length * p.states;
                         if (status == cudaSuccess && count > 0)
-                          status = launch(finish_states_kernel<T, Map>, dim3(grid_of(count)), dim3(256), 0, stream, p, job);
+                          status = launch(finish_states_kernel<T, Map>, dim3(grid_of(count)), dim3(256), 0, stream, p,
+                                          job);
                       });
   }
   return status;

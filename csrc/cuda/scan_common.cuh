@@ -117,8 +117,8 @@ struct Place {
 // -- time ------------------------------------------------------------------------------------------------------------
 
 // Steps are walked in whole chunks, and where these do not fit, at the end of the sequence or where the directions
-// meet, one by one. Elements of a row from step s on; kAlongTime: those of a chunk are neighbours in memory, aligned. A row
-// spans less than 2^31 elements, so that an address is one instruction.
+// meet, one by one. Elements of a row from step s on; kAlongTime: those of a chunk are neighbours in memory, aligned. A
+// row spans less than 2^31 elements, so that an address is one instruction.
 template <class T>
 struct alignas(sizeof(T) * kChunk) ChunkVector {
   T value[kChunk];

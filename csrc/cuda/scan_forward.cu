@@ -1,7 +1,7 @@
 // Forward scan. Per channel, time step and state: a product, an exponential, a product and two multiply-adds; the
 // special function unit, 16 exponentials of 32 per cycle and multiprocessor, is what binds. Everything else is kept off
-// it and off its critical path: B and C come from shared memory, A and h stay in registers, u, delta and z are read from
-// memory once and y is written once, in the storage type.
+// it and off its critical path: B and C come from shared memory, A and h stay in registers, u, delta and z are read
+// from memory once and y is written once, in the storage type.
 #include "cuda/scan_launch.cuh"
 
 namespace ssmvdm::cuda {
@@ -177,7 +177,8 @@ auto with_kernel(const ScanArgs& args, const Device& device, const F& f) {
   const Layout layout = layout_of(args);
   const bool plain = is_plain(args);
   if (layout == Layout::kLanes) {
-    if (plain) return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
+    if (plain)
+      return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
     return f(Division<LaneThreads<1>>(args, device, 1, 8), scan_forward_kernel<T, LaneThreads<1>, false, false>);
   }
   const Division<ChannelThreads<>> division(args, device, 32, 192);

@@ -26,15 +26,15 @@ struct BackwardParams : ScanParams {  // y of the directions holds dy
   bool wants_states;   // dB or dC that change with time
   const float* dlast_state;
   float* dinitial_state;
-  // Memory of a block: h at every chunk of a segment; h at every segment, if there are several; and what waits. Null
-  // where it lies in shared memory.
+  // Memory of a block: what is kept of every chunk of a segment; h at every segment, if there are several; and what
+  // waits. Null where it lies in shared memory.
   float *chunk_states, *segment_states, *exchange;
   int64_t chunk_floats, segment_floats;
   int32_t exchange_row;  // floats of one time step in `exchange`
   // dB and dC summed over the channels of a slice: (turns, slices, directions, units, length, kStateSums * kUnit)
   float* state_sums;
-  // Sums over the sequences of a block: (unit_step, directions, rows, channels). Rows: dA, dD, d delta_bias, then dB and
-  // dC that are constant in time.
+  // Sums over the sequences of a block: (unit_step, directions, rows, channels). Rows: dA, dD, d delta_bias, then dB
+  // and dC that are constant in time.
   float* parameter_sums;
   int32_t rows;
 
