@@ -65,7 +65,7 @@ def train(
     folder: of the run; it gets checkpoints/step-N, log.jsonl, samples/step-N.gif and, where TensorBoard is installed,
         tensorboard/. A run that is there already goes on from its newest whole checkpoint; with resume=False it is an
         error. on_step is called after each step with its log record.
-    Under `accelerate launch` or torchrun each process calls this; the first one writes.
+    Under torchrun or `accelerate launch` each process calls this; the first one writes.
 
     Raises ValueError for a configuration that differs from that of the run in `folder`, CheckpointError if none of its
     checkpoints can be used, NonFiniteError, and Interrupted.
@@ -264,11 +264,15 @@ def _found(config: TrainingConfig, checkpoints: Path, resume: bool) -> State | N
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    return Accelerator(
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it processes on the CPU would not know of each other
         mixed_precision=PRECISION_OF_ACCELERATE[config.precision],
         gradient_accumulation_steps=config.accumulate,
         dynamo_backend="inductor" if config.compile else "no",
     )
+    if config.precision == "fp16" and accelerator.scaler is None:  # accelerate would compute in float32
+        raise ValueError(f"precision: fp16 needs a GPU, and this is a run on {accelerator.device.type}; bf16 does not")
+    return accelerator
 
 
 def _summary(record: dict) -> str:

@@ -39,7 +39,7 @@ def command(argv: Sequence[str]) -> Callable[..., TrainOptions]:
     train.__doc__ = f"""Train a network, or go on with a run that was interrupted: the same command resumes it.
 
         Every field of the run is an option, whose default is what the named run has: put the run first. On several GPUs
-        or machines: accelerate launch -m ssmvdm.cli train ...
+        or machines: torchrun --nproc-per-node N -m ssmvdm.cli train ...
 
         Args:
             config: {", ".join(PRESETS)}; or a JSON file with the fields of a run, those that differ from the default.

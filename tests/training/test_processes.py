@@ -19,17 +19,7 @@ def test_two_processes_are_one_with_two_passes_to_the_bit(tmp_path):
     batch, to rounding, is a test of test_training."""
     config = tmp_path / "run.json"
     config.write_text(json.dumps(tiny(workers=1).to_dict()))
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "ssmvdm.cli", "train", str(config), "--out", str(tmp_path / "two")]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
