@@ -121,7 +121,7 @@ def put_over_channels(inflow, dh, g, h, to, slice, tile, t, add, sizes, O):
         row = tl.arange(0, ROWS)[None, :, None]
         place = fours_at(sums.first, row // KINDS, tile, t, sizes)
         place = place + (slice * number(sums.slice) + row % KINDS * number(sums.kind)) * 4
-        put_sum(place, total, (row >= 0) & tile.mask_s, add)
+        put_sum(place, total, tile.mask_s, add)
     else:
         place = fours_at(sums.first, tl.arange(0, O.STATES)[:, None, None], tile, t, sizes)
         place = place + slice * number(sums.slice) * 4

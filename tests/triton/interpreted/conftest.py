@@ -43,3 +43,9 @@ def gpu_tiles(request, monkeypatch):
     tiling = {"channels": launch.Tiling(32, 1, programs=3), "lanes": launch.Tiling(2, 4, programs=3)}[request.param]
     monkeypatch.setattr(launch.Tilings, "of", lambda self, u: tiling)
     return request.param
+
+
+@pytest.fixture
+def many_channels(gpu_tiles) -> int:
+    """More than such a tile has."""
+    return {"channels": 35, "lanes": 5}[gpu_tiles]

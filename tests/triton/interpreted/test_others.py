@@ -68,10 +68,10 @@ def test_s4d_in_each_direction(merge):
 
 
 @pytest.mark.parametrize("has_many_channels", [False, True])
-def test_s4d_on_the_tiles_of_gpus(has_many_channels, gpu_tiles):
+def test_s4d_on_the_tiles_of_gpus(has_many_channels, gpu_tiles, many_channels):
     """More channels than a tile has; or several tiles of sequences, launches, and a ragged length."""
-    sequences = (1, (6,)) if gpu_tiles == "lanes" else (2, (2,))
-    shape = (1, 35, 2, (), 2) if has_many_channels else (sequences[0], 3, 5, sequences[1], 11)
+    batch, lanes = (1, (6,)) if gpu_tiles == "lanes" else (2, (2,))
+    shape = (1, many_channels, 2, (), 2) if has_many_channels else (batch, 3, 5, lanes, 11)
     s4d.check(s4d.made(shape, torch.float32), "sum", "triton")
     s4d.check(s4d.made(shape, torch.float16, has_reverse=False), "cat", "triton")
 

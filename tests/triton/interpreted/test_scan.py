@@ -53,8 +53,8 @@ def test_tiles_of_gpus(form, direction, gpu_tiles):
     check_case(case, "triton")
 
 
-def test_more_channels_than_a_tile_has(gpu_tiles):
-    check_case(Case(channels=35, batch=1, lanes=(2,), length=2, states=2, merge="cat"), "triton")
+def test_more_channels_than_a_tile_has(many_channels):
+    check_case(Case(channels=many_channels, batch=1, lanes=(2,), length=2, states=2, merge="cat"), "triton")
 
 
 @pytest.mark.parametrize("values", ["strong", "growing"])
