@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import gc
+import os
 import resource
 import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's mallopt parameters
+_NEVER, _GROWTH_BYTES = 2**31 - 1, 2**28
 
 
 def _status_bytes(field: str) -> int | None:
@@ -36,6 +39,18 @@ def release_free_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed_memory() -> bool:
+    """Have the allocator reuse what is freed, in large pages where torch can, instead of handing it back: a call then
+    finds its memory warm, and not at the mercy of how fast the system clears new pages. To be called before torch
+    allocates anything large; False where the allocator cannot (other than glibc)."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, _NEVER), mallopt(_TOP_PAD, _GROWTH_BYTES)])
 
 
 def reset_peak() -> bool:

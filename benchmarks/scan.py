@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import environment, rivals, timing
+from benchmarks import environment, process_memory, rivals, timing
 from benchmarks.children import call_child
 from benchmarks.report import prepare_folder
 from benchmarks.scan_case import Shape, gate_ours, gate_rival, gate_row, gradients, like_output, our_tensors, run_ours
@@ -49,11 +49,13 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None]) 
     sizes = [(sequences, length) for sequences in options.sequences for length in options.lengths]
     shapes = [Shape(sequences, options.channels, length, options.states) for sequences, length in sizes]
     threads = options.threads[-1]
+    is_warm = process_memory.keep_freed_memory()
     torch.set_num_threads(threads)
     result = {
         "schema": 1, "kind": "scan", "environment": environment.describe(threads),
         "settings": {"channels": options.channels, "states": options.states, "dtypes": list(options.dtypes),
-                     "layouts": list(options.layouts), "threads": list(options.threads), "base_layout": BASE_LAYOUT},
+                     "layouts": list(options.layouts), "threads": list(options.threads), "base_layout": BASE_LAYOUT,
+                     "keeps_freed_memory": is_warm},
         "exponentials_per_second": timing.exponentials_per_second(threads),
         "ours": [], "rivals": [], "scaling": [], "memory": [],
     }  # fmt: skip

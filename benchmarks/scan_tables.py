@@ -12,7 +12,9 @@ def markdown(result: dict) -> str:
         "# Bidirectional selective scan on the CPU",
         " ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])])),
         f"{settings['channels']} channels, {settings['states']} states, two directions, {settings['dtypes'][0]}, "
-        f"{settings['base_layout']}; medians of interleaved runs, warm. Ratios are theirs / ours."
+        f"{settings['base_layout']}; medians of interleaved runs, warm"
+        + (" (freed memory stays with the process, in large pages)" if settings["keeps_freed_memory"] else "")
+        + ". Ratios are theirs / ours."
         + (f" Vector exp2 alone: {rate / 1e9:.1f} G/s." if rate else ""),
         "## Rivals",
         table(["rival", *_heads(result)], _rival_rows(result)),
