@@ -160,14 +160,16 @@ INLINE Scalar sum_lanes(Vec v) {
   return s[0];
 }
 
-// Scratch memory of one thread: the same constructor measures (base null) and hands out.
+// Scratch memory of one thread: the same constructor measures (base null) and hands out. Many tiles are walked side by
+// side and are powers of two long: without the gap a time step of all of them would fall into one set of the caches.
 struct Arena {
+  static constexpr int64_t kLine = 64, kGap = 5 * kLine;
   char* base;
   int64_t used = 0;
   explicit Arena(char* b) : base(b) {}
   Scalar* take(int64_t count) {
     Scalar* p = reinterpret_cast<Scalar*>(base + used);
-    used += (count * int64_t(sizeof(Scalar)) + 63) / 64 * 64;
+    used += (count * int64_t(sizeof(Scalar)) + kLine - 1) / kLine * kLine + kGap;
     return p;
   }
 };

@@ -32,7 +32,7 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
   Scalar *y = w.y + first * W, *dC = w.dC + first * w.dC_step, *decay = w.decay, *state = w.state;
   Stream ahead = w.ahead;
   for (int64_t t = 0; t < w.length; ++t) {
-    ahead.fetch();
+    ahead.advance();
     Vec dt[K], du[K], g[K], sum[K], product[kStates];
     UNROLL
     for (int k = 0; k < K; ++k) {
@@ -84,7 +84,7 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   const Scalar* previous = w.state + (w.length - 2) * K * kStates * W;
   Stream ahead = w.ahead_of_adjoint;
   for (int64_t t = 0; t < w.length; ++t) {
-    ahead.fetch();
+    ahead.advance();
     Vec dt[K], du[K], g[K], along_A[K], along_B[K], product[kStates];
     UNROLL
     for (int k = 0; k < K; ++k) {

@@ -30,7 +30,7 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
   Scalar* y = w.y + first * W;
   Stream ahead = w.ahead;
   for (int64_t t = 0; t < w.length; ++t) {
-    ahead.fetch();
+    ahead.advance();
     Vec dt[K], du[K], sum[K];
     UNROLL
     for (int k = 0; k < K; ++k) {
