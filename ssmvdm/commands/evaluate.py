@@ -24,8 +24,8 @@ COMPUTED_REAL = 200  # real videos at least, of data that are computed: twice th
 class EvaluateOptions:
     """Compare generated videos with real ones: Frechet video distance, statistics of frames, consistency over time.
 
-    With --i3d FILE the distance is FVD. Without it a small network is trained on the data at hand, one for each seed, and
-    the number is not comparable with published FVD.
+    With --i3d FILE the distance is FVD. Without it a small network is trained on the data at hand, one for each seed,
+    and the number is not comparable with published FVD.
     """
 
     samples: Annotated[Path, tyro.conf.Positional]
