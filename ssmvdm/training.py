@@ -89,7 +89,9 @@ def train(
                 run.keep(is_stopping, log)
                 if is_stopping and run.step < config.steps:
                     path = checkpoint.step_path(run.checkpoints, run.step)
-                    raise Interrupted(f"stopped after step {run.step} of {config.steps}, kept in {path}")
+                    raise Interrupted(
+                        f"stopped after step {run.step} of {config.steps}; the same command goes on from {path}"
+                    )
     finally:
         bar.close()
         if log is not None:
