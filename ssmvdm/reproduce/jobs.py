@@ -116,7 +116,7 @@ def train_layer(study: Study, layer: Layer, seed: int, folder: Path) -> dict:
         videos = held_out_videos(open_source(config.data), study.held_out)
         samples = sample_videos(
             model, diffusion, study.samples, study.frames, config.data.size,
-            sampler="ddim", steps=study.sample_steps, seed=SAMPLE_SEED,
+            steps=study.sample_steps, seed=SAMPLE_SEED,
         )  # fmt: skip
         write_npy(folder / SAMPLES, np.stack(list(samples)))
         return {

@@ -27,7 +27,8 @@ class Study:
     network: the U-Net of the reference; the others differ in one number, so that all have as many parameters.
     frames, batch, steps, learning_rate, ema_decay, seeds: of the training runs. Clips are maze walks.
     held_out: clips the losses are measured on, each at one t per noise band.
-    samples, sample_steps: videos drawn from each trained network, by so many DDIM steps.
+    samples, sample_steps: videos drawn from each trained network, by so many steps of ancestral
+        sampling (DDIM, without noise on the way, needs networks that were trained for longer).
     real: clips that the feature network learns from, in feature_steps, and as many others that samples are compared
         with.
     cost_frames: of the training steps whose memory and time are measured, cost_repeats times each.
@@ -125,8 +126,8 @@ SCALES = {
         learning_rate=2e-3,
         seeds=3,
         held_out=48,
-        samples=48,
-        sample_steps=16,
+        samples=32,
+        sample_steps=32,
         real=192,
         cost_frames=(16, 32, 64, 128),
     ),

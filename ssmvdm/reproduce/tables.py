@@ -39,7 +39,7 @@ def tables_of(result: dict) -> list[Table]:
                 "averaged weights; thirds of the noise levels, mean ± standard deviation over "
                 f"{study['seeds']} seeds."),
         _distances(result, f"{result['frechet']['name']}: {result['frechet']['stamp']}. {study['samples']} samples of "
-                   f"{study['sample_steps']} DDIM steps against {study['real']} held-out {clips}; so many real clips "
+                   f"{study['sample_steps']} DDPM steps against {study['real']} held-out {clips}; so many real clips "
                    f"have {result['frechet']['floor']:.3g}."),
         _costs(result, "Kept for backward, MiB", f"{step}; exact.", lambda row: f"{row['saved_bytes'] / MIB:.1f}"),
         _costs(result, "Time of a training step, s", f"{step}; median of {study['cost_repeats']}, "
