@@ -156,11 +156,11 @@ _DEMO = TrainingConfig(
     data=DataConfig("maze", frames=16, size=16),
     steps=700,
     batch=4,
-    learning_rate=2e-3,
+    learning_rate=3e-3,
     clip_norm=1.0,
     ema_decay=0.99,
     checkpoint_every=175,
-    sample_every=350,
+    sample_every=700,
 )
 
 # Of data sets on disk the place is the user's to say: --data.path. The paper merged training and test videos, which is

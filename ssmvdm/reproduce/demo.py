@@ -25,7 +25,7 @@ from ssmvdm.training import train
 from ssmvdm.training_config import TrainingConfig
 
 SAMPLES = 6
-SAMPLE_STEPS = 128  # of DDPM, which forgives a short training more than DDIM does
+SAMPLE_STEPS = 64  # of DDPM, which forgives a short training more than DDIM does
 HELD_OUT = 16
 
 
