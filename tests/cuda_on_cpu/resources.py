@@ -21,8 +21,8 @@ EXCEPTIONS = {
     r"scan_backward_kernel<\w+, .*, true, \w+>": (
         192, "of videos on sm_100 only: at most 15 of 1,694 instructions in the loop over time are for them"
     ),
-    r"scan_forward_kernel<\w+, .*, true, \w+>": (
-        192, "mostly of what lies outside the loop over time: in it at most 13 of 679 instructions"
+    r"scan_forward_kernel<(\w+, Channel|b?float16, Lane).*, true, \w+>": (
+        192, "mostly of what lies outside the loop over time: in it at most 12 of 614 instructions"
     ),
     r"scan_forward_kernel<float, LaneThreads<2>, true, false>": (
         412, "on sm_100, of videos in float32: in the loop over time 27 of 628 instructions"
