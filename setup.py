@@ -225,8 +225,8 @@ def make_extensions(plan, tools):
     csrc = ROOT / "csrc"
     extensions = []
     if plan.cpu:
-        sources = [*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").glob("*.cpp"))]  # the longest to compile first
-        extensions.append(make_extension(CPU_MODULE, sources))
+        sources = [*csrc.glob("*.cpp"), *(csrc / "cpu").glob("*.cpp")]
+        extensions.append(make_extension(CPU_MODULE, sorted(sources)))
     if plan.cuda:
         link = [] if sys.platform == "win32" else ["-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"]
         extensions.append(

@@ -29,7 +29,7 @@ def legend(entries: Iterable[tuple[Layer, str, bool]]) -> str:
     """(layer, label, whether its mark is filled)."""
     items = []
     for layer, label, is_filled in entries:
-        shape = _MARKS[layer.marker].format(fill="currentColor" if is_filled else "none")
+        shape = MARKS[layer.marker].format(fill="currentColor" if is_filled else "none")
         style = f"--on-light:{layer.color[0]};--on-dark:{layer.color[1]}"
         mark = f'<svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">{shape}</svg>'
         items.append(f'<li><span class=mark style="{style}">{mark}</span>{html.escape(label)}</li>')
@@ -49,7 +49,7 @@ def environment_table(environment: dict, wall_seconds: float) -> str:
     return f"<h2>Environment</h2><div class=scroll><table class=plain><tbody>{body}</tbody></table></div>"
 
 
-_MARKS = {  # matplotlib's marker -> the same as SVG
+MARKS = {  # matplotlib's marker -> the same as SVG
     "s": '<rect x="2" y="2" width="12" height="12" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
     "D": '<path d="M8 1 15 8 8 15 1 8Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',
     "^": '<path d="M8 2 15 14H1Z" fill="{fill}" stroke="currentColor" stroke-width="2"/>',

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.report import _MARKS
+from benchmarks.page import MARKS
 from benchmarks.shapes import LAYER_NAMES, LAYERS, PUBLISHED, all_layer_names, layer_named
 from ssmvdm import TemporalConfig
 from ssmvdm.temporal import available_temporal_layers
@@ -30,7 +30,7 @@ def test_layers_look_different_and_have_a_mark_on_the_page():
     assert len({layer.marker for layer in LAYERS}) == len(LAYERS)
     looks = [(layer_named(name).color, layer_named(name).marker) for name in all_layer_names()]
     assert len(set(looks)) == len(looks)
-    assert {marker for _, marker in looks} == set(_MARKS)
+    assert {marker for _, marker in looks} == set(MARKS)
 
 
 @pytest.mark.parametrize(("color", "ground"), [(0, "#ffffff"), (1, "#12161d")])
