@@ -1,7 +1,7 @@
 // Backward scan. Per sequence, channel and direction a thread
-//   A. walks the states once more and keeps them at every chunk of four steps, and u and delta of every step;
-//   B. walks against time, chunk by chunk: from what is kept it has h and a = 2^(delta A) of four steps in registers,
-//      from them y for dz, and carries q_t = a_{t+1} dh_{t+1} through
+//   A. walks the states once more and keeps them at every chunk of four steps;
+//   B. walks against time, chunk by chunk: from the kept states it has h and a = 2^(delta A) of four steps in registers,
+//      with them y for dz, and carries q_t = a_{t+1} dh_{t+1} through
 //          dh_t = g_t C_t + q_t,    dB_t = dh_t delta_t u_t,    dC_t = g_t h_t,    d(delta u)_t = <dh_t, B_t>,
 //          q_{t-1} = a_t dh_t,      d(delta A)_t = q_{t-1} h_{t-1},                g = dy silu(z).
 // No state is ever recovered by subtraction. Sequences longer than a segment keep states at two distances, so that the
@@ -26,20 +26,16 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
       for (int first_state = 0; first_state == 0 || (!kPlain && first_state < p.states); first_state += kStates) {
         thread.begin_states(first_state, kPlain ? kOnlyTurn : turn_of(p, first_state));
         const auto stage = [&](int begin, int end) { stage_states<T>(p, at, first_state, begin, end, shared); };
-        const auto states = [&](int from, int to, int last) {
-          walk_tiles<Map>(from, to, p.length, false, is_second, stage, [&](int begin, int first, int end, bool) {
-            thread.walk_states(begin, first, end, from, last);
+        const auto states = [&](int from, int to, float4* kept, int distance) {
+          walk_tiles<Map>(from, to, p.length, false, is_second, stage, [&](int begin, int first, int last, bool) {
+            thread.walk_states(begin, first, last, kept, from, distance);
           });
         };
-        // A long sequence goes through all segments but the last once more, for the states between them.
-        int segment = 0;
-        for (; segment < segments - 1; ++segment) {
-          thread.keep(thread.segment_of(segment));
-          states(segment * kSegment, (segment + 1) * kSegment, (segment + 1) * kSegment);
-        }
-        for (;;) {
+        if (segments > 1) states(0, p.length, thread.segment_states, kSegment);
+        for (int segment = segments - 1; segment >= 0; --segment) {
           const int from = segment * kSegment, to = from + kSegment < p.length ? from + kSegment : p.length;
-          states(from, to, (to - 1) / kChunk * kChunk);
+          if (segments > 1) thread.restore(thread.segment_states + segment * (kStates / 4) * int(blockDim.x), thread.h);
+          states(from, to, thread.chunk_states, kChunk);
           int done_begin = to, done_end = to;  // the tile whose sums are to be finished
           const auto finish = [&] {
             if (p.wants_states)
@@ -53,15 +49,10 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
                 stage(begin, end);
               },
               [&](int begin, int first, int last, bool has_met) {
-                if (has_met)
-                  thread.template walk_adjoint<true>(begin, first, last, from, unit);
-                else
-                  thread.template walk_adjoint<false>(begin, first, last, from, unit);
+                thread.walk_adjoint(begin, first, last, from, unit, has_met);
               });
           __syncthreads();
           finish();
-          if (segment == 0) break;
-          thread.restore(thread.segment_of(--segment), thread.h);
         }
         thread.end_states(unit == first_unit);
       }
@@ -124,19 +115,17 @@ struct Division {
     using Sums = decltype(sums_for(Map{}));
     const int64_t chunks = ((p.length < kSegment ? p.length : kSegment) + kChunk - 1) / kChunk;
     const int64_t segments = (p.length + kSegment - 1) / kSegment;
-    p.chunk_floats = chunks * kChunkFloats * threads;
+    p.chunk_floats = chunks * kStates * threads;
     p.segment_floats = segments * kStates * threads;
     const auto wait = [&](Waiting& quantity, bool is_needed) {
-      for (int d = 0; is_needed && d < (quantity.meets ? 1 : p.directions); ++d, p.exchange_row += of_direction)
-        quantity.column[d] = p.exchange_row;
-      if (quantity.meets) quantity.column[1] = quantity.column[0];
+      quantity.offset = p.exchange_floats;
+      if (is_needed) p.exchange_floats += int64_t(p.length) * of_direction * (quantity.meets ? 1 : p.directions);
     };
     const bool has_turns = p.turns() > 1;
     wait(p.y, p.wants_outputs && (p.y.meets || has_turns));
     wait(p.dz, args.dz.data && p.dz.meets);
     wait(p.du, p.du.meets || has_turns);
     wait(p.ddelta, p.ddelta.meets || has_turns);
-    p.exchange_floats = int64_t(p.length) * p.exchange_row;
     int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * threads + (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;
@@ -186,8 +175,7 @@ cudaError_t finish_states(const ScanBackwardArgs& args, const BackwardParams& p,
                                                 int32_t(args.groups / view->groups)};
                         const int64_t count = view->groups * p.units * Map::kUnit * p.length * p.states;
                         if (status == cudaSuccess && count > 0)
-                          status = launch(finish_states_kernel<T, Map>, dim3(grid_of(count)), dim3(256), 0, stream, p,
-                                          job);
+                          status = launch(finish_states_kernel<T, Map>, dim3(grid_of(count)), dim3(256), 0, stream, p, job);
                       });
   }
   return status;

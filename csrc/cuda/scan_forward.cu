@@ -1,7 +1,7 @@
 // Forward scan. Per channel, time step and state: a product, an exponential, a product and two multiply-adds; the
 // special function unit, 16 exponentials of 32 per cycle and multiprocessor, is what binds. Everything else is kept off
-// it and off its critical path: B and C come from shared memory, A and h stay in registers, u, delta and z are read
-// from memory once and y is written once, in the storage type.
+// it and off its critical path: B and C come from shared memory, A and h stay in registers, u, delta and z are read from
+// memory once and y is written once, in the storage type.
 #include "cuda/scan_launch.cuh"
 
 namespace ssmvdm::cuda {
@@ -14,9 +14,7 @@ struct ForwardThread {
   Place<Map> at;
   const DirectionParams& x;
   const float* tile;
-  float* waiting;  // this thread's column of sums that the other direction or other states have to complete
-  const int row;
-  const bool meets;
+  Exchange sums;
   float decay[K][kStates], h[K][kStates], bias[K], D[K];
   const T *u[K], *delta[K], *z[K];
   T* y[K];
@@ -26,10 +24,7 @@ struct ForwardThread {
         at(p_),
         x(p_.dir[at.direction]),
         tile(tiles + at.direction * kTileFloats<Map>),
-        waiting(exchange + at.index),
-        row(K * at.threads),
-        meets(p_.meets()) {
-    if (!meets) waiting += at.direction * int64_t(p.length) * row;
+        sums(exchange, K * at.threads, p_.meets(), at.direction, p_.length, at.index) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       bias[k] = x.bias ? x.bias[at.channel(k)] : 0.f;
@@ -65,7 +60,7 @@ struct ForwardThread {
   // The steps [from, to) of a tile that begins with the step `begin`.
   __device__ void walk(int begin, int from, int to, int first_state, int turn, bool has_met) {
     const ConstantStates<Map> constant(p, x, at, first_state);
-    if (is_last(meets, turn, has_met))
+    if (sums.is_last(turn, has_met))
       walk_all<true>(begin, from, to, constant, turn, has_met);
     else
       walk_all<false>(begin, from, to, constant, turn, has_met);
@@ -110,8 +105,7 @@ struct ForwardThread {
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      float* const first = waiting + int64_t(x.reverse ? p.length - 1 - s : s) * row + k * at.threads;
-      complete(us[k], first, x.reverse ? -row : row, meets, turn, has_met);
+      sums.add(us[k], x.reverse ? p.length - 1 - s : s, x.reverse, k * at.threads, turn, has_met);
       if (kLast) finish(us[k], gates[k], y[k], s, at.owns(k));
     }
   }
@@ -177,8 +171,7 @@ auto with_kernel(const ScanArgs& args, const Device& device, const F& f) {
   const Layout layout = layout_of(args);
   const bool plain = is_plain(args);
   if (layout == Layout::kLanes) {
-    if (plain)
-      return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
+    if (plain) return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
     return f(Division<LaneThreads<1>>(args, device, 1, 8), scan_forward_kernel<T, LaneThreads<1>, false, false>);
   }
   const Division<ChannelThreads<>> division(args, device, 32, 192);

@@ -6,7 +6,6 @@
 namespace ssmvdm::cuda {
 
 constexpr int kSegment = 256;    // steps between the states that are kept of a long sequence
-constexpr int kChunkFloats = kStates + 3 * kChunk;  // kept of a chunk: h before it, and delta, its slope and u
 constexpr int kStateSums = 2 * kStates;  // dB and dC of one step
 
 struct GradDirectionParams {
@@ -15,7 +14,7 @@ struct GradDirectionParams {
 
 // Where a quantity waits to be completed: by the other direction if they meet in it, by other states if there are more.
 struct Waiting {
-  int32_t column[kMaxDirections];  // of a row of `exchange`
+  int64_t offset;  // in `exchange`
   bool meets;
 };
 
@@ -26,15 +25,14 @@ struct BackwardParams : ScanParams {  // y of the directions holds dy
   bool wants_states;   // dB or dC that change with time
   const float* dlast_state;
   float* dinitial_state;
-  // Memory of a block: what is kept of every chunk of a segment; h at every segment, if there are several; and what
-  // waits. Null where it lies in shared memory.
+  // Memory of a block: h at every chunk of a segment; h at every segment, if there are several; and what waits. Null
+  // where it lies in shared memory.
   float *chunk_states, *segment_states, *exchange;
   int64_t chunk_floats, segment_floats;
-  int32_t exchange_row;  // floats of one time step in `exchange`
-  // dB and dC summed over the channels of a slice: (turns, slices, directions, units, length, kStateSums * kUnit)
+  // dB and dC summed over the channels of a slice: (turns, slices, directions, units, length, kStateSums, kUnit)
   float* state_sums;
-  // Sums over the sequences of a block: (unit_step, directions, rows, channels). Rows: dA, dD, d delta_bias, then dB
-  // and dC that are constant in time.
+  // Sums over the sequences of a block: (unit_step, directions, rows, channels). Rows: dA, dD, d delta_bias, then dB and
+  // dC that are constant in time.
   float* parameter_sums;
   int32_t rows;
 
@@ -58,31 +56,34 @@ __device__ inline float keep_one(float first, float second, int mask) {
   return (has_bit ? second : first) + from_lane(has_bit ? first : second, mask);
 }
 
+// Sums of four neighbouring values over the lanes; those of lane l end up complete up to the bits 1 and 2, for value
+// l / 2 % 4.
+__device__ inline float sum_four(const float* v) {
+  const float a = keep_one(v[0], v[2], 4), b = keep_one(v[1], v[3], 4);
+  return keep_one(a, b, 2);
+}
+
 // Sums of factor * v over the 32 channels of a warp but for the last step: lane l gets that of state l / 2 over half of
-// them, to which the neighbouring lane has the other half. States come in the order of ChannelThreads<true>, so that of
-// what two lanes exchange each has its own in front.
+// them, to which the neighbouring lane has the other half. Quarters of the states come in the order of
+// ChannelThreads<true>, so that of what two lanes exchange each already has its own in front.
 __device__ inline float sum_channels(float factor, const float (&v)[kStates]) {
-  float sum[kStates / 2];
+  float half[8], quarter[4];
 #pragma unroll
-  for (int i = 0; i < kStates / 2; ++i) sum[i] = fmaf(factor, v[i], from_lane(factor * v[i + kStates / 2], 16));
+  for (int i = 0; i < 8; ++i) half[i] = fmaf(factor, v[i], from_lane(factor * v[i + 8], 16));
 #pragma unroll
-  for (int i = 0; i < 4; ++i) sum[i] += from_lane(sum[i + 4], 8);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) sum[i] += from_lane(sum[i + 2], 4);
-  return sum[0] + from_lane(sum[1], 2);
+  for (int i = 0; i < 4; ++i) quarter[i] = half[i] + from_lane(half[i + 4], 8);
+  return sum_four(quarter);
 }
 
 // Sums of 16 values over all lanes: lane l gets that of value l / 2.
 __device__ inline float sum_lanes(const float (&v)[kStates]) {
-  float sum[kStates / 2];
+  float half[8], quarter[4];
 #pragma unroll
-  for (int i = 0; i < kStates / 2; ++i) sum[i] = keep_one(v[i], v[i + kStates / 2], 16);
+  for (int i = 0; i < 8; ++i) half[i] = keep_one(v[i], v[i + 8], 16);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) sum[i] = keep_one(sum[i], sum[i + 4], 8);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) sum[i] = keep_one(sum[i], sum[i + 2], 4);
-  const float last = keep_one(sum[0], sum[1], 2);
-  return last + from_lane(last, 1);
+  for (int i = 0; i < 4; ++i) quarter[i] = keep_one(half[i], half[i + 4], 8);
+  const float x = sum_four(quarter);
+  return x + from_lane(x, 1);
 }
 
 // -- dB and dC: sums over the channels of a slice --------------------------------------------------------------------
@@ -108,10 +109,13 @@ struct ChannelSums {
     memory = memory_;
     own = memory + (at.direction * Map::kTileSteps * kWarps + at.index / 32) * kStateSums + threadIdx.x % 32;
   }
-  // One step's dC = g h and dB = du dh.
-  __device__ void add(const Place<Map>&, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
-                      int step_in_tile, float*) {
-    own[step_in_tile * kWarps * kStateSums] = keep_one(sum_channels(du, dh), sum_channels(g, h), 1);
+  // One step's dC = factor * values: what the lane has to keep of it until the step's dB.
+  __device__ float add_dC(const Place<Map>&, float factor, const float (&values)[kStates], float*) {
+    return sum_channels(factor, values);
+  }
+  __device__ void add_dB(const Place<Map>&, float factor, const float (&values)[kStates], float dC, int step_in_tile,
+                         float*) {
+    own[step_in_tile * kWarps * kStateSums] = keep_one(sum_channels(factor, values), dC, 1);
   }
   // The steps [begin, end) of the last tile, by the whole block, after a barrier.
   __device__ void finish_tile(const BackwardParams& p, const Place<Map>& at, int64_t unit, int turn_index, int begin,
@@ -128,47 +132,48 @@ struct ChannelSums {
 };
 
 // Lanes of a video: a thread has the values of its own sequence, so only the warps of its direction, which have other
-// channels, are summed; each of them takes some of the values and adds its sums to what former laps have left.
+// channels, are summed; then every thread adds its share to what former laps have left.
 template <class Map>
 struct LaneSums {
   static constexpr int kStep = kStateSums * 32;
   static constexpr int kWarps = Map::kThreads / 2 / 32;
-  static constexpr int kRow = kStateSums + 4;  // floats of a thread, with a gap that spreads them over the banks
-  static constexpr int kFloats = 2 * kWarps * 32 * kRow;
-  float* memory;  // [direction][warp][lane][kRow]
+  static constexpr int kRow = kStates + 4;  // floats of a thread, with a gap that spreads them over the banks
+  static constexpr int kFloats = 2 * 2 * kWarps * 32 * kRow;
+  float* memory;  // [direction][parity][warp][lane][kRow]
+  int parity = 0;
 
   __device__ void place(float* memory_, const Place<Map>&) { memory = memory_; }
-  // One step's dC = g h and dB = du dh.
-  __device__ void add(const Place<Map>& at, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
-                      int, float* out) {
-    constexpr int kWarpFloats = 32 * kRow;
-    const int warps = at.threads / 32, warp = at.index / 32, lane = int(threadIdx.x) % 32;
-    float* const column = memory + at.direction * kWarps * kWarpFloats + lane * kRow;
-    const auto leave = [&](int first, float factor, const float (&v)[kStates]) {
-#pragma unroll
-      for (int n = 0; n < kStates; n += 4)
-        *reinterpret_cast<float4*>(column + warp * kWarpFloats + first + n) =
-            make_float4(factor * v[n], factor * v[n + 1], factor * v[n + 2], factor * v[n + 3]);
-    };
-    barrier_of(1 + at.direction, at.threads);  // all have read what the step before has left
-    leave(0, du, dh);
-    leave(kStates, g, h);
-    barrier_of(1 + at.direction, at.threads);
-#pragma unroll
-    for (int first = 0; first < kStateSums; first += kStates)
-#pragma unroll 1
-      for (int n = first + 4 * warp; n < first + kStates; n += 4 * warps) {
-        float4 sum = *reinterpret_cast<const float4*>(column + n);
-        const auto add = [&](const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; };
-#pragma unroll
-        for (int w = 1; w < kWarps; ++w)
-          if (w < warps) add(*reinterpret_cast<const float4*>(column + w * kWarpFloats + n));
-        float4* const to = reinterpret_cast<float4*>(out) + n / 4 * 32 + lane;
-        if (at.lap > 0) add(*to);
-        *to = sum;
-      }
+  __device__ float add_dC(const Place<Map>& at, float factor, const float (&values)[kStates], float* out) {
+    add(at, factor, values, out + kStates * 32);
+    return 0.f;
+  }
+  __device__ void add_dB(const Place<Map>& at, float factor, const float (&values)[kStates], float, int, float* out) {
+    add(at, factor, values, out);
   }
   __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
+
+ private:
+  // Calls take turns with two buffers: at the barrier of one, all have read what the call before left in the other.
+  __device__ void add(const Place<Map>& at, float factor, const float (&values)[kStates], float* out) {
+    const int warps = at.threads / 32, warp = at.index / 32, lane = int(threadIdx.x) % 32;
+    float* const own = memory + (at.direction * 2 + parity) * kWarps * 32 * kRow + lane * kRow;
+#pragma unroll
+    for (int i = 0; i < kStates; i += 4)
+      *reinterpret_cast<float4*>(own + warp * 32 * kRow + i) =
+          make_float4(factor * values[i], factor * values[i + 1], factor * values[i + 2], factor * values[i + 3]);
+    barrier_of(1 + at.direction, at.threads);
+    for (int n = 4 * warp; n < kStates; n += 4 * warps) {
+      float4 sum = *reinterpret_cast<const float4*>(own + n);
+      for (int w = 1; w < warps; ++w) {
+        const float4 v = *reinterpret_cast<const float4*>(own + w * 32 * kRow + n);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      }
+      float* const to = out + n * 32 + lane;
+      if (at.lap > 0) sum.x += to[0], sum.y += to[32], sum.z += to[64], sum.w += to[96];
+      to[0] = sum.x, to[32] = sum.y, to[64] = sum.z, to[96] = sum.w;
+    }
+    parity ^= 1;
+  }
 };
 
 template <bool kTurned>
@@ -198,8 +203,7 @@ __global__ void __launch_bounds__(256) finish_states_kernel(const BackwardParams
     const int64_t unit = rest % p.units, group = rest / p.units, q = unit * Map::kUnit + lane;
     if (q >= p.sequences) continue;
     const int n = int(state % kStates);
-    const int value = Map::kUnit == 1 ? 2 * n + job.which
-                                      : ((job.which * kStates + n) / 4 * 32 + int(lane)) * 4 + n % 4;
+    const int value = Map::kUnit == 1 ? 2 * n + job.which : (job.which * kStates + n) * 32 + int(lane);
     const int slices = job.sharing * p.group_slices;
     float sum = 0.f;
     for (int d = job.first_direction; d <= job.last_direction; ++d)
