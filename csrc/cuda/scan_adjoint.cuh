@@ -20,7 +20,7 @@ struct BackwardThread {
   const DirectionParams& x;
   const GradDirectionParams& grad;
   const float* tile;
-  T** rows;                               // [kRows][threads of the block], this thread's column
+  T** rows;                               // [kRows][threads], this thread's column
   // What is kept of chunks and of segments lies in columns: [..][warp][float4][lane], this thread's.
   float4 *chunks, *segments;
   float* exchange;  // this thread's column
@@ -38,7 +38,7 @@ struct BackwardThread {
         tile(shared + at.direction * kTileFloats<Map>) {
     shared += p.directions * kTileFloats<Map>;
     rows = reinterpret_cast<T**>(shared) + threadIdx.x;
-    shared += kRows * 2 * blockDim.x;
+    shared += kRows * 2 * Map::kThreads;
     sums.place(shared, at);
     if (p.wants_states) shared += Sums::kFloats;
     const auto column = [&](float* memory, int64_t floats, int each) {
@@ -59,7 +59,7 @@ struct BackwardThread {
                                            &grad.du, &grad.ddelta, &grad.dz, &grad.forward_y};
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
-      rows[i * int(blockDim.x)] = element<T>(*tensors[i], at.row_offset(*tensors[i], 0));
+      rows[i * Map::kThreads] = element<T>(*tensors[i], at.row_offset(*tensors[i], 0));
   }
   __device__ void begin_states(int first, int turn_) {
     first_state = first, turn = turn_, owns = at.owns(0);
@@ -76,20 +76,22 @@ struct BackwardThread {
   }
 
 
+  // Where time is contiguous all tensors share one step, and so all their rows one offset.
+  __device__ int step_of(const Strided& tensor) const { return kAlongTime ? (x.reverse ? -1 : 1) : int(tensor.time); }
   template <int kCount>
   __device__ void load(float (&values)[kCount], Row row, const Strided& tensor, int s) const {
-    load_steps<T, kCount, kAlongTime>(values, rows[row * int(blockDim.x)], s, tensor.time);
+    load_steps<T, kCount, kAlongTime>(values, rows[row * Map::kThreads], s, step_of(tensor));
   }
   template <int kCount>
   __device__ void store(const float (&values)[kCount], Row row, const Strided& tensor, int s) const {
     if (tensor && at.owns(0))
-      store_steps<T, kCount, kAlongTime>(values, rows[row * int(blockDim.x)], s, tensor.time);
+      store_steps<T, kCount, kAlongTime>(values, rows[row * Map::kThreads], s, step_of(tensor));
   }
   // What a thread without a row of its own has read must not reach sums over threads.
   __device__ float own(float value) const { return owns ? value : 0.f; }
 
   // What is kept of the chunk to which step s of a segment belongs: h before it, and of its steps delta, its slope, u.
-  __device__ float4* chunk_of(int s) const { return chunks + s / kChunk * (kChunkFloats / 4) * int(blockDim.x); }
+  __device__ float4* chunk_of(int s) const { return chunks + unsigned(s) / kChunk * (kChunkFloats / 4) * blockDim.x; }
   __device__ float4* segment_of(int segment) const { return segments + segment * (kStates / 4) * int(blockDim.x); }
   __device__ void keep(float4* kept) const {
 #pragma unroll
@@ -170,7 +172,7 @@ struct BackwardThread {
   __device__ void walk_adjoint(int begin, int from, int to, int origin, int64_t unit) {
 #pragma unroll 1
     for (int s = to; s > from;) {
-      const int chunk = (s - 1) / kChunk * kChunk;
+      const int chunk = (s - 1) & -kChunk;
       const bool is_whole = s == chunk + kChunk && chunk >= from;
       s = is_whole ? chunk : s - 1;
       const float4* kept = chunk_of(chunk - origin);

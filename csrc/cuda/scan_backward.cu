@@ -84,7 +84,7 @@ struct Division {
     if (Map::kUnit == 1) {
       blocks = divide<Map>(p, args.groups, slice_width(p.group_channels, 32, Map::kThreads / 2), 1, kBlocks);
     } else {  // one slice for as many channels as leave enough blocks: each slice has sums of dB and dC of its own
-      const int32_t width = slice_width(p.group_channels, 1, Map::kThreads / 2 / 32);
+      const int32_t width = Map::kThreads / 2 / 32;
       const int64_t most = (p.group_channels + width - 1) / width, units = (p.sequences + Map::kUnit - 1) / Map::kUnit;
       const int64_t slices = kBlocks / 2 / (units * args.groups) + 1;
       const int64_t laps = (most + slices - 1) / slices;
@@ -137,7 +137,7 @@ struct Division {
     wait(p.du, p.du.meets || has_turns);
     wait(p.ddelta, p.ddelta.meets || has_turns);
     p.exchange_floats = int64_t(p.length) * p.exchange_row;
-    int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * threads + (p.wants_states ? Sums::kFloats : 0);
+    int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * Map::kThreads + (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;
     const auto take = [&](int64_t floats) {

@@ -123,12 +123,13 @@ template <class T>
 struct alignas(sizeof(T) * kChunk) ChunkVector {
   T value[kChunk];
 };
+// Where the chunk from step s on lies lowest in memory.
+__device__ inline int first_of_chunk(int s, int step) { return step < 0 ? -s - (kChunk - 1) : s; }
 template <class T, int kCount, bool kAlongTime>
 __device__ inline void load_steps(float (&x)[kCount], const T* row, int s, int64_t time) {
   const int step = int(time);
   if constexpr (kAlongTime && kCount == kChunk) {
-    const T* const p = row + s * step;
-    const auto v = *reinterpret_cast<const ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p);
+    const auto v = *reinterpret_cast<const ChunkVector<T>*>(row + first_of_chunk(s, step));
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x[i] = to_float(step < 0 ? v.value[kChunk - 1 - i] : v.value[i]);
   } else {
@@ -140,11 +141,10 @@ template <class T, int kCount, bool kAlongTime>
 __device__ inline void store_steps(const float (&x)[kCount], T* row, int s, int64_t time) {
   const int step = int(time);
   if constexpr (kAlongTime && kCount == kChunk) {
-    T* const p = row + s * step;
     ChunkVector<T> v;
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) v.value[i] = from_float<T>(step < 0 ? x[kChunk - 1 - i] : x[i]);
-    *reinterpret_cast<ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p) = v;
+    *reinterpret_cast<ChunkVector<T>*>(row + first_of_chunk(s, step)) = v;
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) row[(s + i) * step] = from_float<T>(x[i]);

@@ -128,45 +128,52 @@ struct ChannelSums {
 };
 
 // Lanes of a video: a thread has the values of its own sequence, so only the warps of its direction, which have other
-// channels, are summed; each of them takes some of the values and adds its sums to what former laps have left.
+// channels, are summed. Each leaves dh and h with what they are to be multiplied with, takes four states of the sums, and
+// adds what former laps have left.
 template <class Map>
 struct LaneSums {
   static constexpr int kStep = kStateSums * 32;
-  static constexpr int kWarps = Map::kThreads / 2 / 32;
-  static constexpr int kRow = kStateSums + 4;  // floats of a thread, with a gap that spreads them over the banks
-  static constexpr int kFloats = 2 * kWarps * 32 * kRow;
-  float* memory;  // [direction][warp][lane][kRow]
+  static constexpr int kWarps = kStates / 4;
+  static_assert(kWarps * 32 == Map::kThreads / 2);
+  // Floats of a thread: dh, h, and behind them delta u and g, with a gap that spreads threads over the banks.
+  static constexpr int kRow = kStateSums + 4, kWarpFloats = 32 * kRow;
+  static constexpr int kFloats = 2 * kWarps * kWarpFloats;
+  float *column, *own;  // of the direction, [warp][lane][kRow]; of the warp
+  int warp;
 
-  __device__ void place(float* memory_, const Place<Map>&) { memory = memory_; }
-  // One step's dC = g h and dB = du dh.
+  __device__ void place(float* memory, const Place<Map>& at) {
+    warp = at.index / 32;
+    column = memory + at.direction * kWarps * kWarpFloats + int(threadIdx.x) % 32 * kRow;
+    own = column + warp * kWarpFloats;
+  }
+  // One step's dC = g h and dB = du dh; out: where the sums of the step begin.
   __device__ void add(const Place<Map>& at, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
                       int, float* out) {
-    constexpr int kWarpFloats = 32 * kRow;
-    const int warps = at.threads / 32, warp = at.index / 32, lane = int(threadIdx.x) % 32;
-    float* const column = memory + at.direction * kWarps * kWarpFloats + lane * kRow;
-    const auto leave = [&](int first, float factor, const float (&v)[kStates]) {
+    const auto leave = [&](int first, const float (&v)[kStates]) {
 #pragma unroll
       for (int n = 0; n < kStates; n += 4)
-        *reinterpret_cast<float4*>(column + warp * kWarpFloats + first + n) =
-            make_float4(factor * v[n], factor * v[n + 1], factor * v[n + 2], factor * v[n + 3]);
+        *reinterpret_cast<float4*>(own + first + n) = make_float4(v[n], v[n + 1], v[n + 2], v[n + 3]);
     };
-    barrier_of(1 + at.direction, at.threads);  // all have read what the step before has left
-    leave(0, du, dh);
-    leave(kStates, g, h);
-    barrier_of(1 + at.direction, at.threads);
+    barrier_of(1 + at.direction, kWarps * 32);  // all have read what the step before has left
+    leave(0, dh);
+    leave(kStates, h);
+    *reinterpret_cast<float2*>(own + kStateSums) = make_float2(du, g);
+    barrier_of(1 + at.direction, kWarps * 32);
+    float4* const to = reinterpret_cast<float4*>(out) + warp * 32 + int(threadIdx.x) % 32;
+    float4 dB = make_float4(0.f, 0.f, 0.f, 0.f), dC = dB;
+    if (at.lap > 0) dB = to[0], dC = to[kStates / 4 * 32];
+    const auto add = [](float4& sum, float factor, const float4& v) {
+      sum.x = fmaf(factor, v.x, sum.x), sum.y = fmaf(factor, v.y, sum.y);
+      sum.z = fmaf(factor, v.z, sum.z), sum.w = fmaf(factor, v.w, sum.w);
+    };
 #pragma unroll
-    for (int first = 0; first < kStateSums; first += kStates)
-#pragma unroll 1
-      for (int n = first + 4 * warp; n < first + kStates; n += 4 * warps) {
-        float4 sum = *reinterpret_cast<const float4*>(column + n);
-        const auto add = [&](const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; };
-#pragma unroll
-        for (int w = 1; w < kWarps; ++w)
-          if (w < warps) add(*reinterpret_cast<const float4*>(column + w * kWarpFloats + n));
-        float4* const to = reinterpret_cast<float4*>(out) + n / 4 * 32 + lane;
-        if (at.lap > 0) add(*to);
-        *to = sum;
-      }
+    for (int w = 0; w < kWarps; ++w) {
+      const float* const from = column + w * kWarpFloats;
+      const float2 factors = *reinterpret_cast<const float2*>(from + kStateSums);
+      add(dB, factors.x, *reinterpret_cast<const float4*>(from + 4 * warp));
+      add(dC, factors.y, *reinterpret_cast<const float4*>(from + kStates + 4 * warp));
+    }
+    to[0] = dB, to[kStates / 4 * 32] = dC;
   }
   __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
 };
