@@ -15,6 +15,7 @@ template <class T, class Map, bool kPlain, bool kAlongTime>
 struct BackwardThread {
   static_assert(Map::kChannels == 1);
   using Sums = decltype(sums_for(Map{}));
+  using Meeting = Exchange<Map, kPlain>;
   const BackwardParams& p;
   Place<Map> at;
   const DirectionParams& x;
@@ -23,7 +24,7 @@ struct BackwardThread {
   T** rows;                               // [kRows][threads], this thread's column
   // What is kept of chunks and of segments lies in columns: [..][warp][float4][lane], this thread's.
   float4 *chunks, *segments;
-  float* exchange;  // this thread's column
+  float* exchange;    // this thread's column, at the first step of its own
   Sums sums;
   float decay[1][kStates], h[kStates], q[kStates], bias, D;
   float dA[kStates], dB_const[kStates], dC_const[kStates], dD, dbias;
@@ -48,7 +49,8 @@ struct BackwardThread {
     };
     chunks = column(p.chunk_states, p.chunk_floats, kChunkFloats / 4);
     segments = p.segment_states ? column(p.segment_states, p.segment_floats, kStates / 4) : nullptr;
-    exchange = (p.exchange ? p.exchange + blockIdx.x * p.exchange_floats : shared) + at.index;
+    exchange = (p.exchange ? p.exchange + blockIdx.x * p.exchange_floats : shared) + at.index +
+               (x.reverse ? int64_t(p.length - 1) * Meeting::row(p) : 0);
   }
 
   __device__ void begin_channel() {
@@ -226,10 +228,10 @@ struct BackwardThread {
     restore_steps(slope, kept, kSlopes, s);
 #pragma unroll
     for (int i = kCount - 1; i >= 0; --i) ddelta[i] *= slope[i], dbias += ddelta[i];
-    float* const waiting = exchange + int64_t(x.reverse ? p.length - 1 - s : s) * p.exchange_row;
+    float* const waiting = exchange + int64_t(s) * exchange_step();
     if (p.wants_outputs) finish_outputs(ys, gates, dzs, s, waiting, has_met);
-    if (is_complete(us, p.du, waiting, turn, has_met)) store(us, kDu, grad.du, s);
-    if (is_complete(ddelta, p.ddelta, waiting, turn, has_met)) store(ddelta, kDdelta, grad.ddelta, s);
+    if (is_complete(us, kOfDu, waiting, turn, has_met)) store(us, kDu, grad.du, s);
+    if (is_complete(ddelta, kOfDdelta, waiting, turn, has_met)) store(ddelta, kDdelta, grad.ddelta, s);
   }
 
   // What y is to be multiplied with for the output, and for dz.
@@ -243,12 +245,14 @@ struct BackwardThread {
     }
   }
 
+  __device__ int exchange_step() const { return x.reverse ? -Meeting::row(p) : Meeting::row(p); }
   // Adds what others have left of a quantity; whether it is complete then.
   template <int kCount>
-  __device__ bool is_complete(float (&values)[kCount], const Waiting& quantity, float* waiting, int turn_of_it,
+  __device__ bool is_complete(float (&values)[kCount], Quantity quantity, float* waiting, int turn_of_it,
                               bool has_met) const {
-    return complete(values, waiting + quantity.column[at.direction], x.reverse ? -p.exchange_row : p.exchange_row,
-                    quantity.meets, turn_of_it, has_met);
+    const bool meets = p.meets_in[quantity];
+    return complete(values, waiting, exchange_step(), Meeting::column(quantity, meets, at.direction), meets, turn_of_it,
+                    has_met);
   }
 
   // From y to the outputs, and to dz, which a second direction with a dy of its own may have to complete. gates, dzs:
@@ -256,11 +260,11 @@ struct BackwardThread {
   template <int kCount>
   __device__ void finish_outputs(float (&ys)[kCount], const float (&gates)[kCount], float (&dzs)[kCount], int s,
                                  float* waiting, bool has_met) {
-    if (!is_complete(ys, p.y, waiting, turn, has_met)) return;
+    if (!is_complete(ys, kOfY, waiting, turn, has_met)) return;
     if (grad.dz) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) dzs[i] *= ys[i];
-      if (is_complete(dzs, p.dz, waiting, kOnlyTurn, has_met)) store(dzs, kDz, grad.dz, s);
+      if (is_complete(dzs, kOfDz, waiting, kOnlyTurn, has_met)) store(dzs, kDz, grad.dz, s);
     }
     if (!grad.forward_y) return;
 #pragma unroll

@@ -90,9 +90,8 @@ struct Division {
       const int64_t laps = (most + slices - 1) / slices;
       blocks = divide<Map>(p, args.groups, width, int32_t(laps), kBlocks);
     }
-    const int32_t of_direction = p.width * Map::kUnit;
-    threads = of_direction * p.directions;
-    place(args, device, of_direction, workspace);
+    threads = p.width * Map::kUnit * p.directions;
+    place(args, device, workspace);
   }
 
  private:
@@ -111,8 +110,8 @@ struct Division {
       p.wants_states = p.wants_states || g.dB.data || g.dC.data;
       constant = constant || args.dir[d].B_const || args.dir[d].C_const;
     }
-    p.y.meets = p.meets(), p.dz.meets = both && p.concatenate;
-    p.du.meets = both && shared.u, p.ddelta.meets = both && shared.delta;
+    p.meets_in[kOfY] = p.meets(), p.meets_in[kOfDz] = both && p.concatenate;
+    p.meets_in[kOfDu] = both && shared.u, p.meets_in[kOfDdelta] = both && shared.delta;
     p.wants_outputs = args.dz.data || args.forward_y[0].data;
     p.dlast_state = static_cast<const float*>(args.dlast_state);
     p.dinitial_state = static_cast<float*>(args.dinitial_state);
@@ -120,23 +119,20 @@ struct Division {
   }
 
   // Gives every part its place: shared memory as long as there is some, else the workspace.
-  void place(const ScanBackwardArgs& args, const Device& device, int32_t of_direction, char* workspace) {
+  void place(const ScanBackwardArgs& args, const Device& device, char* workspace) {
     using Sums = decltype(sums_for(Map{}));
     const int64_t chunks = ((p.length < kSegment ? p.length : kSegment) + kChunk - 1) / kChunk;
     const int64_t segments = (p.length + kSegment - 1) / kSegment;
     p.chunk_floats = chunks * kChunkFloats * threads;
     p.segment_floats = segments * kStates * threads;
-    const auto wait = [&](Waiting& quantity, bool is_needed) {
-      for (int d = 0; is_needed && d < (quantity.meets ? 1 : p.directions); ++d, p.exchange_row += of_direction)
-        quantity.column[d] = p.exchange_row;
-      if (quantity.meets) quantity.column[1] = quantity.column[0];
-    };
     const bool has_turns = p.turns() > 1;
-    wait(p.y, p.wants_outputs && (p.y.meets || has_turns));
-    wait(p.dz, args.dz.data && p.dz.meets);
-    wait(p.du, p.du.meets || has_turns);
-    wait(p.ddelta, p.ddelta.meets || has_turns);
-    p.exchange_floats = int64_t(p.length) * p.exchange_row;
+    bool waits = has_turns, waits_apart = false;
+    for (int i = 0; i < kQuantities; ++i) {
+      waits = waits || p.meets_in[i];
+      waits_apart = waits_apart || (has_turns && p.directions == 2 && !p.meets_in[i]);
+    }
+    p.exchange_row = is_plain(args) ? Exchange<Map, true>::kRow : Exchange<Map, false>::kRow * (waits_apart ? 2 : 1);
+    p.exchange_floats = waits ? int64_t(p.length) * p.exchange_row : 0;
     int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * Map::kThreads + (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;

@@ -323,18 +323,19 @@ __device__ inline int turn_of(const ScanParams& p, int first_state) {
 // it, and the turns of states where there are more than 16.
 __device__ inline bool is_last(bool meets, int turn, bool has_met) { return (turn & 2) && (!meets || has_met); }
 
-// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step; leaves the sums
-// there if there are walks to come, and returns whether there are none.
+// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step, in `column` of a row;
+// leaves the sums there if there are walks to come, and returns whether there are none.
 template <int kCount>
-__device__ inline bool complete(float (&values)[kCount], float* waiting, int row, bool meets, int turn, bool has_met) {
+__device__ inline bool complete(float (&values)[kCount], float* waiting, int row, int column, bool meets, int turn,
+                                bool has_met) {
   const bool is_first = (turn & 1) && !(meets && has_met);
   if (!is_first) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] += waiting[i * row];
+    for (int i = 0; i < kCount; ++i) values[i] += (waiting + i * row)[column];
   }
   if (is_last(meets, turn, has_met)) return true;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) waiting[i * row] = values[i];
+  for (int i = 0; i < kCount; ++i) (waiting + i * row)[column] = values[i];
   return false;
 }
 

@@ -111,7 +111,7 @@ struct ForwardThread {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       float* const first = waiting + int64_t(x.reverse ? p.length - 1 - s : s) * row + k * at.threads;
-      complete(us[k], first, x.reverse ? -row : row, meets, turn, has_met);
+      complete(us[k], first, x.reverse ? -row : row, 0, meets, turn, has_met);
       if (kLast) finish(us[k], gates[k], y[k], s, at.owns(k));
     }
   }

@@ -13,15 +13,13 @@ struct GradDirectionParams {
   Strided du, ddelta, dz, forward_y;  // in walking order; data null where not wanted
 };
 
-// Where a quantity waits to be completed: by the other direction if they meet in it, by other states if there are more.
-struct Waiting {
-  int32_t column[kMaxDirections];  // of a row of `exchange`
-  bool meets;
-};
+// Quantities that may wait to be completed: by the other direction if they meet in it, by other states if there are
+// more. Of y and dz no call with a single turn of states keeps both waiting.
+enum Quantity { kOfY, kOfDu, kOfDdelta, kOfDz, kQuantities };
 
 struct BackwardParams : ScanParams {  // y of the directions holds dy
   GradDirectionParams grad[kMaxDirections];
-  Waiting y, dz, du, ddelta;
+  bool meets_in[kQuantities];
   bool wants_outputs;  // dz, or y of the forward scan
   bool wants_states;   // dB or dC that change with time
   const float* dlast_state;
@@ -39,6 +37,18 @@ struct BackwardParams : ScanParams {  // y of the directions holds dy
   int32_t rows;
 
   int32_t turns() const { return states > kStates ? (states + kStates - 1) / kStates : 1; }
+};
+
+// Where quantities wait: columns of a row of `exchange`. The second direction has columns of its own for what waits not
+// for the first, but for further turns.
+template <class Map, bool kPlain>
+struct Exchange {
+  static constexpr int kColumn = Map::kThreads / 2;
+  static constexpr int kRow = (kPlain ? 3 : kQuantities) * kColumn;  // of one direction
+  __device__ static int row(const BackwardParams& p) { return kPlain ? kRow : p.exchange_row; }
+  __device__ static int column(Quantity quantity, bool meets, int direction) {
+    return (kPlain ? quantity % 3 : quantity + (meets ? 0 : direction * kQuantities)) * kColumn;
+  }
 };
 
 // -- sums over the lanes of a warp -----------------------------------------------------------------------------------
