@@ -5,10 +5,10 @@
 
 namespace ssmvdm::cuda {
 
-// The tensors of which a thread reads or writes one row; where these begin lies in shared memory, out of the way.
-// Where they lie in the column of a chunk, behind the states.
+// Where delta, its slope and u lie in the column of a chunk, behind the states.
 constexpr int kDeltas = kStates / 4 * 32, kSlopes = kDeltas + 32, kInputs = kSlopes + 32;
 
+// The tensors of which a thread reads or writes one row; where these begin lies in shared memory, out of the way.
 enum Row { kU, kDelta, kZ, kDy, kDu, kDdelta, kDz, kY, kRows };
 
 template <class T, class Map, bool kPlain, bool kAlongTime>
@@ -21,10 +21,10 @@ struct BackwardThread {
   const DirectionParams& x;
   const GradDirectionParams& grad;
   const float* tile;
-  T** rows;                               // [kRows][threads], this thread's column
+  T** rows;  // [kRows][threads], this thread's column
   // What is kept of chunks and of segments lies in columns: [..][warp][float4][lane], this thread's.
   float4 *chunks, *segments;
-  float* exchange;    // this thread's column, at the first step of its own
+  float* exchange;  // this thread's column, at the first step of its own
   Sums sums;
   float decay[1][kStates], h[kStates], q[kStates], bias, D;
   float dA[kStates], dB_const[kStates], dC_const[kStates], dD, dbias;
@@ -76,7 +76,6 @@ struct BackwardThread {
       dA[n] = dB_const[n] = dC_const[n] = 0.f;
     }
   }
-
 
   // Where time is contiguous all tensors share one step, and so all their rows one offset.
   __device__ int step_of(const Strided& tensor) const { return kAlongTime ? (x.reverse ? -1 : 1) : int(tensor.time); }
@@ -245,6 +244,7 @@ struct BackwardThread {
     }
   }
 
+  // From where a step waits to where the next does.
   __device__ int exchange_step() const { return x.reverse ? -Meeting::row(p) : Meeting::row(p); }
   // Adds what others have left of a quantity; whether it is complete then.
   template <int kCount>

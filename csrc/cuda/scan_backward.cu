@@ -83,7 +83,8 @@ struct Division {
     fill_gradients(args);
     if (Map::kUnit == 1) {
       blocks = divide<Map>(p, args.groups, slice_width(p.group_channels, 32, Map::kThreads / 2), 1, kBlocks);
-    } else {  // one slice for as many channels as leave enough blocks: each slice has sums of dB and dC of its own
+    } else {  // one slice for as many channels as leave enough blocks: each slice has sums of dB and dC of its own, for
+              // which all warps are needed
       const int32_t width = Map::kThreads / 2 / 32;
       const int64_t most = (p.group_channels + width - 1) / width, units = (p.sequences + Map::kUnit - 1) / Map::kUnit;
       const int64_t slices = kBlocks / 2 / (units * args.groups) + 1;
@@ -126,13 +127,11 @@ struct Division {
     p.chunk_floats = chunks * kChunkFloats * threads;
     p.segment_floats = segments * kStates * threads;
     const bool has_turns = p.turns() > 1;
-    bool waits = has_turns, waits_apart = false;
-    for (int i = 0; i < kQuantities; ++i) {
-      waits = waits || p.meets_in[i];
-      waits_apart = waits_apart || (has_turns && p.directions == 2 && !p.meets_in[i]);
-    }
-    p.exchange_row = is_plain(args) ? Exchange<Map, true>::kRow : Exchange<Map, false>::kRow * (waits_apart ? 2 : 1);
-    p.exchange_floats = waits ? int64_t(p.length) * p.exchange_row : 0;
+    const bool all_meet = p.meets_in[kOfY] && p.meets_in[kOfDu] && p.meets_in[kOfDdelta];
+    const bool any_meets = p.meets_in[kOfY] || p.meets_in[kOfDz] || p.meets_in[kOfDu] || p.meets_in[kOfDdelta];
+    const int32_t rows = has_turns && p.directions == 2 && !all_meet ? 2 : 1;
+    p.exchange_row = is_plain(args) ? Exchange<Map, true>::kRow : Exchange<Map, false>::kRow * rows;
+    p.exchange_floats = any_meets || has_turns ? int64_t(p.length) * p.exchange_row : 0;
     int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * Map::kThreads + (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;

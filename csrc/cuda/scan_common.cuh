@@ -323,8 +323,8 @@ __device__ inline int turn_of(const ScanParams& p, int first_state) {
 // it, and the turns of states where there are more than 16.
 __device__ inline bool is_last(bool meets, int turn, bool has_met) { return (turn & 2) && (!meets || has_met); }
 
-// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step, in `column` of a row;
-// leaves the sums there if there are walks to come, and returns whether there are none.
+// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step, in `column` of a
+// row; leaves the sums there if there are walks to come, and returns whether there are none.
 template <int kCount>
 __device__ inline bool complete(float (&values)[kCount], float* waiting, int row, int column, bool meets, int turn,
                                 bool has_met) {

@@ -138,8 +138,8 @@ struct ChannelSums {
 };
 
 // Lanes of a video: a thread has the values of its own sequence, so only the warps of its direction, which have other
-// channels, are summed. Each leaves dh and h with what they are to be multiplied with, takes four states of the sums, and
-// adds what former laps have left.
+// channels, are summed. Each leaves dh and h with what they are to be multiplied with, takes four states of the sums,
+// and adds what former laps have left.
 template <class Map>
 struct LaneSums {
   static constexpr int kStep = kStateSums * 32;

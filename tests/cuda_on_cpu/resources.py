@@ -18,9 +18,6 @@ EXCEPTIONS = {
     r"scan_backward_kernel<\w+, .*, false, false>": (
         2240, "for states that are no multiple of 16, or B and C constant in time: sums of their own for each state"
     ),
-    r"scan_backward_kernel<\w+, .*, true, \w+>": (
-        192, "of videos on sm_100 only: at most 15 of 1,694 instructions in the loop over time are for them"
-    ),
     r"scan_forward_kernel<(\w+, Channel|b?float16, Lane).*, true, \w+>": (
         192, "mostly of what lies outside the loop over time: in it at most 12 of 614 instructions"
     ),
