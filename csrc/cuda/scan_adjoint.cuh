@@ -215,13 +215,14 @@ struct BackwardThread {
     for (int i = kCount - 1; i >= 0; --i) {
       if (kCount > 1 && i == 0) restore(kept, h[0]);  // once more: meanwhile its registers have other uses
       const float delta_u = dt[i] * us[i];
-      float y = 0.f, along_A = 0.f, along_B = 0.f, dh[kStates];
+      float y = kPlain || turn & 1 ? D * us[i] : 0.f;  // as the forward scan sums it, bit for bit
+      float along_A = 0.f, along_B = 0.f, dh[kStates];
       adjoint_of_step(a[i], h[i], h[i + 1], bc + i * Map::kStepFloats, constant, dt[i], delta_u, g[i], y, along_A,
                       along_B, dh);
       if (p.wants_states) sums.add(at, g[i], h[i + 1], delta_u, dh, step_in_tile + i, dBC + i * Sums::kStep);
       float du = dt[i] * along_B;
       ddelta[i] = fmaf(along_A, kLn2, us[i] * along_B);
-      if (kPlain || turn & 1) y = fmaf(D, us[i], y), du = fmaf(D, g[i], du), dD = fmaf(g[i], us[i], dD);
+      if (kPlain || turn & 1) du = fmaf(D, g[i], du), dD = fmaf(g[i], us[i], dD);
       ys[i] = y, us[i] = du;
     }
     restore_steps(slope, kept, kSlopes, s);

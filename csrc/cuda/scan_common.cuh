@@ -48,17 +48,18 @@ struct ScanParams {
   __host__ __device__ bool meets() const { return directions == 2 && !concatenate; }
 };
 
-template <bool kTurned = false>
+template <bool kBackward = false>
 struct ChannelThreads {
   static constexpr int kChannels = 1, kUnit = 1;
   static constexpr int kSteps = kChunk;                 // loaded together
-  static constexpr int kThreads = kTurned ? 256 : 384;  // of a block, at most
-  // kTurned: the thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums
-  // over channels need no selections. A tile has every four states in all orders in which threads want them.
-  static constexpr int kTileSteps = kTurned ? 16 : 32;      // of B and C in shared memory
-  static constexpr int kFours = kTurned ? 4 : 1;            // orders of four states
+  static constexpr int kThreads = kBackward ? 256 : 384;  // of a block, at most
+  // The thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums over channels
+  // need no selections; the forward scan too, so that both sum y in one order. A tile has every four states in all
+  // orders in which threads want them.
+  static constexpr int kTileSteps = 16;                      // of B and C in shared memory
+  static constexpr int kFours = 4;                           // orders of four states
   static constexpr int kStepFloats = 2 * kFours * kStates;  // B and C of one step
-  __device__ static int order() { return kTurned ? int(threadIdx.x) / 2 % kStates : 0; }
+  __device__ static int order() { return int(threadIdx.x) / 2 % kStates; }
 };
 template <int K>
 struct LaneThreads {
@@ -192,8 +193,8 @@ __device__ inline void walk_tiles_back(int first, int last, int length, bool mee
 // -- B and C ---------------------------------------------------------------------------------------------------------
 
 // One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [B | C][4][32 lanes][4].
-template <bool kTurned>
-__device__ inline void load_four(ChannelThreads<kTurned> map, const float* step, int quarter, float (&B)[4],
+template <bool kBackward>
+__device__ inline void load_four(ChannelThreads<kBackward> map, const float* step, int quarter, float (&B)[4],
                                  float (&C)[4]) {
   const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 + (quarter ^ map.order() / 4);
   const float4 b = *four, c = four[map.kFours * kStates / 4];

@@ -48,8 +48,8 @@ struct ForwardThread {
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
         h[k][n] = 0.f;
-        if (p.initial_state && first_state + n < p.states)
-          h[k][n] = p.initial_state[at.state_index(p, k, first_state + n)];
+        const int state = first_state + at.state(n);
+        if (p.initial_state && state < p.states) h[k][n] = p.initial_state[at.state_index(p, k, state)];
       }
     }
   }
@@ -58,8 +58,10 @@ struct ForwardThread {
 #pragma unroll
     for (int k = 0; k < K; ++k)
 #pragma unroll
-      for (int n = 0; n < kStates; ++n)
-        if (at.owns(k) && first_state + n < p.states) p.last_state[at.state_index(p, k, first_state + n)] = h[k][n];
+      for (int n = 0; n < kStates; ++n) {
+        const int state = first_state + at.state(n);
+        if (at.owns(k) && state < p.states) p.last_state[at.state_index(p, k, state)] = h[k][n];
+      }
   }
 
   // The steps [from, to) of a tile that begins with the step `begin`.

@@ -69,7 +69,7 @@ __device__ inline float keep_one(float first, float second, int mask) {
 }
 
 // Sums of factor * v over the 32 channels of a warp but for the last step: lane l gets that of state l / 2 over half of
-// them, to which the neighbouring lane has the other half. States come in the order of ChannelThreads<true>, so that of
+// them, to which the neighbouring lane has the other half. States come in the order of ChannelThreads, so that of
 // what two lanes exchange each has its own in front.
 __device__ inline float sum_channels(float factor, const float (&v)[kStates]) {
   float sum[kStates / 2];
@@ -188,8 +188,8 @@ struct LaneSums {
   __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
 };
 
-template <bool kTurned>
-__host__ __device__ ChannelSums<ChannelThreads<kTurned>> sums_for(ChannelThreads<kTurned>);
+template <bool kBackward>
+__host__ __device__ ChannelSums<ChannelThreads<kBackward>> sums_for(ChannelThreads<kBackward>);
 template <int K>
 __host__ __device__ LaneSums<LaneThreads<K>> sums_for(LaneThreads<K>);
 
