@@ -8,19 +8,15 @@ namespace ssmvdm::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// e^x for |x| <= 100. The rounding error of x log2 e, which would be multiplied with |x|, is put back.
-__device__ inline float exp_of(float x) {
+// e^-|x|; beyond 100 it has nothing left to lose, and a NaN stays one. The rounding error of |x| log2 e, which would be
+// multiplied with |x|, is put back.
+__device__ inline float exp_of_minus_abs(float x) {
   constexpr float kLog2ELow = 1.9259629911266175e-8f;  // log2 e - kLog2E
+  x = fabsf(x) > 100.f ? 100.f : fabsf(x);
   const float high = x * kLog2E;
-  const float low = fmaf(x, kLog2ELow, fmaf(x, kLog2E, -high));
-  const float power = exp2_approx(high);
+  const float low = fmaf(x, -kLog2ELow, fmaf(x, -kLog2E, high));
+  const float power = exp2_approx(-high);
   return fmaf(power, low * kLn2, power);
-}
-
-// Brings a number into [-100, 100], where e^x and its reciprocal have nothing left to lose; a NaN stays one.
-__device__ inline float within_100(float x) {
-  x = x > 100.f ? 100.f : x;
-  return x < -100.f ? -100.f : x;
 }
 
 // 1 / (1 + e^-x), known to 6 + 2 |x| units of 2^-24, as in eager float32.
@@ -50,11 +46,11 @@ __device__ inline float softplus(float x, float e) {
   series = fmaf(q, series, 2.f);
   return fmaf(s, series, x > 0.f ? x : 0.f);
 }
-__device__ inline float softplus(float x) { return softplus(x, exp_of(-fabsf(within_100(x)))); }
+__device__ inline float softplus(float x) { return softplus(x, exp_of_minus_abs(x)); }
 
 // The same and its derivative, sigmoid(x).
 __device__ inline float softplus(float x, float* slope) {
-  const float e = exp_of(-fabsf(within_100(x))), r = reciprocal_approx(1.f + e);
+  const float e = exp_of_minus_abs(x), r = reciprocal_approx(1.f + e);
   *slope = x < 0.f ? e * r : r;
   return softplus(x, e);
 }

@@ -1,7 +1,7 @@
 // Backward scan. Per sequence, channel and direction a thread
-//   A. walks the states once more and keeps them at every chunk of four steps;
-//   B. walks against time, chunk by chunk: from the kept states it has h and a = 2^(delta A) of four steps in registers,
-//      with them y for dz, and carries q_t = a_{t+1} dh_{t+1} through
+//   A. walks the states once more and keeps them at every chunk of four steps, and u and delta of every step;
+//   B. walks against time, chunk by chunk: from what is kept it has h and a = 2^(delta A) of four steps in registers,
+//      from them y for dz, and carries q_t = a_{t+1} dh_{t+1} through
 //          dh_t = g_t C_t + q_t,    dB_t = dh_t delta_t u_t,    dC_t = g_t h_t,    d(delta u)_t = <dh_t, B_t>,
 //          q_{t-1} = a_t dh_t,      d(delta A)_t = q_{t-1} h_{t-1},                g = dy silu(z).
 // No state is ever recovered by subtraction. Sequences longer than a segment keep states at two distances, so that the
@@ -26,16 +26,20 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
       for (int first_state = 0; first_state == 0 || (!kPlain && first_state < p.states); first_state += kStates) {
         thread.begin_states(first_state, kPlain ? kOnlyTurn : turn_of(p, first_state));
         const auto stage = [&](int begin, int end) { stage_states<T>(p, at, first_state, begin, end, shared); };
-        const auto states = [&](int from, int to, float4* kept, int distance) {
-          walk_tiles<Map>(from, to, p.length, false, is_second, stage, [&](int begin, int first, int last, bool) {
-            thread.walk_states(begin, first, last, kept, from, distance);
+        const auto states = [&](int from, int to, int last) {
+          walk_tiles<Map>(from, to, p.length, false, is_second, stage, [&](int begin, int first, int end, bool) {
+            thread.walk_states(begin, first, end, from, last);
           });
         };
-        if (segments > 1) states(0, p.length, thread.segment_states, kSegment);
-        for (int segment = segments - 1; segment >= 0; --segment) {
+        // A long sequence goes through all segments but the last once more, for the states between them.
+        int segment = 0;
+        for (; segment < segments - 1; ++segment) {
+          thread.keep(thread.segment_of(segment));
+          states(segment * kSegment, (segment + 1) * kSegment, (segment + 1) * kSegment);
+        }
+        for (;;) {
           const int from = segment * kSegment, to = from + kSegment < p.length ? from + kSegment : p.length;
-          if (segments > 1) thread.restore(thread.segment_states + segment * (kStates / 4) * int(blockDim.x), thread.h);
-          states(from, to, thread.chunk_states, kChunk);
+          states(from, to, (to - 1) / kChunk * kChunk);
           int done_begin = to, done_end = to;  // the tile whose sums are to be finished
           const auto finish = [&] {
             if (p.wants_states)
@@ -49,10 +53,15 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
                 stage(begin, end);
               },
               [&](int begin, int first, int last, bool has_met) {
-                thread.walk_adjoint(begin, first, last, from, unit, has_met);
+                if (has_met)
+                  thread.template walk_adjoint<true>(begin, first, last, from, unit);
+                else
+                  thread.template walk_adjoint<false>(begin, first, last, from, unit);
               });
           __syncthreads();
           finish();
+          if (segment == 0) break;
+          thread.restore(thread.segment_of(--segment), thread.h);
         }
         thread.end_states(unit == first_unit);
       }
@@ -74,16 +83,16 @@ struct Division {
     fill_gradients(args);
     if (Map::kUnit == 1) {
       blocks = divide<Map>(p, args.groups, slice_width(p.group_channels, 32, Map::kThreads / 2), 1, kBlocks);
-    } else {  // one slice for as many channels as leave enough blocks: each slice has sums of dB and dC of its own
-      const int32_t width = slice_width(p.group_channels, 1, Map::kThreads / 2 / 32);
+    } else {  // one slice for as many channels as leave enough blocks: each slice has sums of dB and dC of its own, for
+              // which all warps are needed
+      const int32_t width = Map::kThreads / 2 / 32;
       const int64_t most = (p.group_channels + width - 1) / width, units = (p.sequences + Map::kUnit - 1) / Map::kUnit;
       const int64_t slices = kBlocks / 2 / (units * args.groups) + 1;
       const int64_t laps = (most + slices - 1) / slices;
       blocks = divide<Map>(p, args.groups, width, int32_t(laps), kBlocks);
     }
-    const int32_t of_direction = p.width * Map::kUnit;
-    threads = of_direction * p.directions;
-    place(args, device, of_direction, workspace);
+    threads = p.width * Map::kUnit * p.directions;
+    place(args, device, workspace);
   }
 
  private:
@@ -102,8 +111,8 @@ struct Division {
       p.wants_states = p.wants_states || g.dB.data || g.dC.data;
       constant = constant || args.dir[d].B_const || args.dir[d].C_const;
     }
-    p.y.meets = p.meets(), p.dz.meets = both && p.concatenate;
-    p.du.meets = both && shared.u, p.ddelta.meets = both && shared.delta;
+    p.meets_in[kOfY] = p.meets(), p.meets_in[kOfDz] = both && p.concatenate;
+    p.meets_in[kOfDu] = both && shared.u, p.meets_in[kOfDdelta] = both && shared.delta;
     p.wants_outputs = args.dz.data || args.forward_y[0].data;
     p.dlast_state = static_cast<const float*>(args.dlast_state);
     p.dinitial_state = static_cast<float*>(args.dinitial_state);
@@ -111,22 +120,19 @@ struct Division {
   }
 
   // Gives every part its place: shared memory as long as there is some, else the workspace.
-  void place(const ScanBackwardArgs& args, const Device& device, int32_t of_direction, char* workspace) {
+  void place(const ScanBackwardArgs& args, const Device& device, char* workspace) {
     using Sums = decltype(sums_for(Map{}));
     const int64_t chunks = ((p.length < kSegment ? p.length : kSegment) + kChunk - 1) / kChunk;
     const int64_t segments = (p.length + kSegment - 1) / kSegment;
-    p.chunk_floats = chunks * kStates * threads;
+    p.chunk_floats = chunks * kChunkFloats * threads;
     p.segment_floats = segments * kStates * threads;
-    const auto wait = [&](Waiting& quantity, bool is_needed) {
-      quantity.offset = p.exchange_floats;
-      if (is_needed) p.exchange_floats += int64_t(p.length) * of_direction * (quantity.meets ? 1 : p.directions);
-    };
     const bool has_turns = p.turns() > 1;
-    wait(p.y, p.wants_outputs && (p.y.meets || has_turns));
-    wait(p.dz, args.dz.data && p.dz.meets);
-    wait(p.du, p.du.meets || has_turns);
-    wait(p.ddelta, p.ddelta.meets || has_turns);
-    int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * threads + (p.wants_states ? Sums::kFloats : 0);
+    const bool all_meet = p.meets_in[kOfY] && p.meets_in[kOfDu] && p.meets_in[kOfDdelta];
+    const bool any_meets = p.meets_in[kOfY] || p.meets_in[kOfDz] || p.meets_in[kOfDu] || p.meets_in[kOfDdelta];
+    const int32_t rows = has_turns && p.directions == 2 && !all_meet ? 2 : 1;
+    p.exchange_row = is_plain(args) ? Exchange<Map, true>::kRow : Exchange<Map, false>::kRow * rows;
+    p.exchange_floats = any_meets || has_turns ? int64_t(p.length) * p.exchange_row : 0;
+    int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * Map::kThreads + (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;
     const auto take = [&](int64_t floats) {
@@ -175,7 +181,8 @@ cudaError_t finish_states(const ScanBackwardArgs& args, const BackwardParams& p,
                                                 int32_t(args.groups / view->groups)};
                         const int64_t count = view->groups * p.units * Map::kUnit * p.length * p.states;
                         if (status == cudaSuccess && count > 0)
-                          status = launch(finish_states_kernel<T, Map>, dim3(grid_of(count)), dim3(256), 0, stream, p, job);
+                          status = launch(finish_states_kernel<T, Map>, dim3(grid_of(count)), dim3(256), 0, stream, p,
+                                          job);
                       });
   }
   return status;

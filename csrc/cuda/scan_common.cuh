@@ -40,32 +40,35 @@ struct ScanParams {
   float* last_state;
   // Division of the work: a block walks every `unit_step`-th unit of one slice. A unit is one sequence, or 32.
   int64_t units, unit_step;
-  int32_t group_channels, slices, group_slices, width, laps;  // a slice is `laps` times `width` channels, one after the other
-  float* exchange;                      // (blocks, exchange_floats), or null where it lies in shared memory
+  // A slice is `laps` times `width` channels, one after the other.
+  int32_t group_channels, slices, group_slices, width, laps;
+  float* exchange;  // (blocks, exchange_floats), or null where it lies in shared memory
   int64_t exchange_floats;
 
   __host__ __device__ bool meets() const { return directions == 2 && !concatenate; }
 };
 
-template <bool kTurned = false>
+template <bool kBackward = false>
 struct ChannelThreads {
   static constexpr int kChannels = 1, kUnit = 1;
   static constexpr int kSteps = kChunk;                 // loaded together
-  static constexpr int kThreads = kTurned ? 256 : 384;  // of a block, at most
-  static constexpr int kTileSteps = 32;            // of B and C in shared memory
-  static constexpr int kStepFloats = 2 * kStates;  // B and C of one step
-  // kTurned: the thread keeps its states in an order of its own, quarter q ^ quarter_order() in the place of q, by which
-  // sums over channels need no selections.
-  __device__ static int quarter_order() { return kTurned ? int(threadIdx.x) / 8 % 4 : 0; }
+  static constexpr int kThreads = kBackward ? 256 : 384;  // of a block, at most
+  // The thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums over channels
+  // need no selections; the forward scan too, so that both sum y in one order. A tile has every four states in all
+  // orders in which threads want them.
+  static constexpr int kTileSteps = 16;                      // of B and C in shared memory
+  static constexpr int kFours = 4;                           // orders of four states
+  static constexpr int kStepFloats = 2 * kFours * kStates;  // B and C of one step
+  __device__ static int order() { return int(threadIdx.x) / 2 % kStates; }
 };
 template <int K>
 struct LaneThreads {
   static constexpr int kChannels = K, kUnit = 32;
   static constexpr int kSteps = K > 1 ? kChunk / K : kChunk;
   static constexpr int kThreads = 256;
-  static constexpr int kTileSteps = 8;
+  static constexpr int kTileSteps = K > 1 ? 8 : 4;
   static constexpr int kStepFloats = 2 * kStates * 32;
-  __device__ static int quarter_order() { return 0; }
+  __device__ static int order() { return 0; }
 };
 
 template <class Map>
@@ -103,7 +106,7 @@ struct Place {
   }
   __device__ bool owns_channel(int k) const { return first_channel + k <= last_channel; }
   __device__ bool owns(int k) const { return owns_sequence && owns_channel(k); }
-  __device__ int state(int n) const { return 4 * (n / 4 ^ Map::quarter_order()) + n % 4; }  // the n-th in registers
+  __device__ int state(int n) const { return n ^ Map::order(); }  // the n-th in registers
   __device__ int64_t sequence_offset(const Strided& x) const { return batch * x.batch + lane * x.lane; }
   __device__ int64_t row_offset(const Strided& x, int k) const { return sequence_offset(x) + channel(k) * x.row; }
   // Index into a (batch, channels, states, lanes) tensor.
@@ -114,19 +117,20 @@ struct Place {
 
 // -- time ------------------------------------------------------------------------------------------------------------
 
-// Steps are walked in whole chunks, and where these do not fit, at the end of the sequence or where the directions meet,
-// one by one. Elements of a row from step s on; kAlongTime: those of a chunk are neighbours in memory, aligned. A row
-// spans less than 2^31 elements, so that an address is one instruction.
+// Steps are walked in whole chunks, and where these do not fit, at the end of the sequence or where the directions
+// meet, one by one. Elements of a row from step s on; kAlongTime: those of a chunk are neighbours in memory, aligned. A
+// row spans less than 2^31 elements, so that an address is one instruction.
 template <class T>
 struct alignas(sizeof(T) * kChunk) ChunkVector {
   T value[kChunk];
 };
+// Where the chunk from step s on lies lowest in memory.
+__device__ inline int first_of_chunk(int s, int step) { return step < 0 ? -s - (kChunk - 1) : s; }
 template <class T, int kCount, bool kAlongTime>
 __device__ inline void load_steps(float (&x)[kCount], const T* row, int s, int64_t time) {
   const int step = int(time);
   if constexpr (kAlongTime && kCount == kChunk) {
-    const T* const p = row + s * step;
-    const auto v = *reinterpret_cast<const ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p);
+    const auto v = *reinterpret_cast<const ChunkVector<T>*>(row + first_of_chunk(s, step));
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x[i] = to_float(step < 0 ? v.value[kChunk - 1 - i] : v.value[i]);
   } else {
@@ -138,20 +142,19 @@ template <class T, int kCount, bool kAlongTime>
 __device__ inline void store_steps(const float (&x)[kCount], T* row, int s, int64_t time) {
   const int step = int(time);
   if constexpr (kAlongTime && kCount == kChunk) {
-    T* const p = row + s * step;
     ChunkVector<T> v;
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) v.value[i] = from_float<T>(step < 0 ? x[kChunk - 1 - i] : x[i]);
-    *reinterpret_cast<ChunkVector<T>*>(step < 0 ? p - (kChunk - 1) : p) = v;
+    *reinterpret_cast<ChunkVector<T>*>(row + first_of_chunk(s, step)) = v;
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) row[(s + i) * step] = from_float<T>(x[i]);
   }
 }
 
-// Takes the block through the steps [first, last), tile by tile: stage(begin, end) fills tiles for these steps of both directions,
-// walk(begin, from, to, has_met) works on the steps [from, to) of the thread's own. Where the directions meet, all are
-// done with what lies before the middle before any goes beyond it.
+// Takes the block through the steps [first, last), tile by tile: stage(begin, end) fills tiles for these steps of both
+// directions, walk(begin, from, to, has_met) works on the steps [from, to) of the thread's own. Where the directions
+// meet, all are done with what lies before the middle before any goes beyond it.
 template <class Map, class Stage, class Walk>
 __device__ inline void walk_tiles(int first, int last, int length, bool meets, bool is_second, const Stage& stage,
                                   const Walk& walk) {
@@ -189,22 +192,21 @@ __device__ inline void walk_tiles_back(int first, int last, int length, bool mee
 
 // -- B and C ---------------------------------------------------------------------------------------------------------
 
-// One step's B and C of four states, from a tile: [B | C][16] floats or [16][32 lanes] pairs.
-template <bool kTurned>
-__device__ inline void load_four(ChannelThreads<kTurned>, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
-  quarter ^= ChannelThreads<kTurned>::quarter_order();
-  const float4 b = reinterpret_cast<const float4*>(step)[quarter];
-  const float4 c = reinterpret_cast<const float4*>(step + kStates)[quarter];
+// One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [B | C][4][32 lanes][4].
+template <bool kBackward>
+__device__ inline void load_four(ChannelThreads<kBackward> map, const float* step, int quarter, float (&B)[4],
+                                 float (&C)[4]) {
+  const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 + (quarter ^ map.order() / 4);
+  const float4 b = *four, c = four[map.kFours * kStates / 4];
   B[0] = b.x, B[1] = b.y, B[2] = b.z, B[3] = b.w;
   C[0] = c.x, C[1] = c.y, C[2] = c.z, C[3] = c.w;
 }
 template <int K>
 __device__ inline void load_four(LaneThreads<K>, const float* step, int quarter, float (&B)[4], float (&C)[4]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float2 pair = reinterpret_cast<const float2*>(step)[(4 * quarter + j) * 32 + threadIdx.x % 32];
-    B[j] = pair.x, C[j] = pair.y;
-  }
+  const float4* const four = reinterpret_cast<const float4*>(step) + quarter * 32 + threadIdx.x % 32;
+  const float4 b = *four, c = four[kStates * 8];
+  B[0] = b.x, B[1] = b.y, B[2] = b.z, B[3] = b.w;
+  C[0] = c.x, C[1] = c.y, C[2] = c.z, C[3] = c.w;
 }
 
 // Fills the tile of each direction with its steps [begin, end). States beyond the last are zero.
@@ -214,24 +216,38 @@ __device__ inline void stage_states(const ScanParams& p, const Place<Map>& at, i
   for (int d = 0; d < p.directions; ++d) {
     const DirectionParams& x = p.dir[d];
     const auto start = [&](const Strided& tensor, int sharing) {
-      return element<const T>(tensor, at.sequence_offset(tensor) + at.group / sharing * tensor.group + begin * tensor.time);
+      return element<const T>(tensor,
+                              at.sequence_offset(tensor) + at.group / sharing * tensor.group + begin * tensor.time);
     };
     const T *B = start(x.B, x.B_sharing), *C = start(x.C, x.C_sharing);
     float* const tile = tiles + d * kTileFloats<Map>;
-    const bool along_time = Map::kUnit == 1 && (x.B.time == 1 || x.B.time == -1);
-    for (int i = threadIdx.x / Map::kUnit; i < Map::kTileSteps * kStates; i += int(blockDim.x) / Map::kUnit) {
-      const int s = along_time ? i % Map::kTileSteps : i / kStates, n = along_time ? i / Map::kTileSteps : i % kStates;
-      if (begin + s >= end) continue;
+    const auto value = [&](const Strided& tensor, const T* from, int s, int n) {
       const int64_t state = first_state + n;
-      float b = 0.f, c = 0.f;
-      if (state < p.states) {
-        if (x.B) b = to_float(B[state * x.B.row + s * x.B.time]);
-        if (x.C) c = to_float(C[state * x.C.row + s * x.C.time]);
+      return tensor && state < p.states ? to_float(from[state * tensor.row + s * tensor.time]) : 0.f;
+    };
+    if constexpr (Map::kUnit == 1) {
+      const bool along_time = x.B.time == 1 || x.B.time == -1;
+      for (int i = threadIdx.x; i < Map::kTileSteps * kStates; i += int(blockDim.x)) {
+        const int s = along_time ? i % Map::kTileSteps : i / kStates,
+                  n = along_time ? i / Map::kTileSteps : i % kStates;
+        if (begin + s >= end) continue;
+        const float b = value(x.B, B, s, n), c = value(x.C, C, s, n);
+#pragma unroll
+        for (int order = 0; order < Map::kFours; ++order) {
+          float* const to = tile + s * Map::kStepFloats + order * kStates + (n ^ order);
+          to[0] = b, to[Map::kFours * kStates] = c;
+        }
       }
-      if (Map::kUnit == 1)
-        tile[s * 2 * kStates + n] = b, tile[s * 2 * kStates + kStates + n] = c;
-      else
-        reinterpret_cast<float2*>(tile)[(s * kStates + n) * 32 + threadIdx.x % 32] = make_float2(b, c);
+    } else {
+      for (int i = threadIdx.x / 32; i < (end - begin) * kStates / 4; i += int(blockDim.x) / 32) {
+        const int s = i / (kStates / 4), n = i * 4 % kStates;
+        const auto four = [&](const Strided& tensor, const T* from) {
+          return make_float4(value(tensor, from, s, n), value(tensor, from, s, n + 1), value(tensor, from, s, n + 2),
+                             value(tensor, from, s, n + 3));
+        };
+        float4* const to = reinterpret_cast<float4*>(tile + s * Map::kStepFloats + n * 32) + threadIdx.x % 32;
+        to[0] = four(x.B, B), to[kStates * 8] = four(x.C, C);
+      }
     }
   }
 }
@@ -298,39 +314,30 @@ __device__ inline void step(float (&h)[Map::kChannels][kStates], const float (&d
 
 // -- the meeting of two directions -----------------------------------------------------------------------------------
 
-// A quantity to which several walks add, one after the other: the directions where they meet, and the turns of states
-// where there are more than 16. Until the last of them the sum waits in memory, one column per thread.
-struct Exchange {
-  float* column;  // [length][row] in natural time order
-  int row;
-  bool meets;
-
-  __device__ Exchange() {}
-  __device__ Exchange(float* memory, int row_, bool meets_, int direction, int length, int index)
-      : column(memory + (meets_ ? 0 : int64_t(direction) * length * row_) + index), row(row_), meets(meets_) {}
-
-  // Adds to the values of steps from time t on what is there, and leaves them there if this does not complete the sums.
-  template <int kCount>
-  __device__ void add(float (&values)[kCount], int64_t t, bool backwards, int offset, int turn, bool has_met) const {
-    float* const p = column + t * row + offset;
-    const int step = backwards ? -row : row;
-    if (!is_first(turn, has_met)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) values[i] += p[i * step];
-    }
-    if (!is_last(turn, has_met)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) p[i * step] = values[i];
-    }
-  }
-  __device__ bool is_first(int turn, bool has_met) const { return (turn & 1) && !(meets && has_met); }
-  __device__ bool is_last(int turn, bool has_met) const { return (turn & 2) && (!meets || has_met); }
-};
-
 // Which turn it is: bit 0, that of the first states; bit 1, that of the last.
 constexpr int kOnlyTurn = 3;
 __device__ inline int turn_of(const ScanParams& p, int first_state) {
   return (first_state == 0 ? 1 : 0) | (first_state + kStates >= p.states ? 2 : 0);
+}
+
+// Whether a walk is the last of those that add to a quantity, one after the other: the directions where they meet in
+// it, and the turns of states where there are more than 16.
+__device__ inline bool is_last(bool meets, int turn, bool has_met) { return (turn & 2) && (!meets || has_met); }
+
+// Adds to values of steps what other walks have left at `waiting`, `row` floats from step to step, in `column` of a
+// row; leaves the sums there if there are walks to come, and returns whether there are none.
+template <int kCount>
+__device__ inline bool complete(float (&values)[kCount], float* waiting, int row, int column, bool meets, int turn,
+                                bool has_met) {
+  const bool is_first = (turn & 1) && !(meets && has_met);
+  if (!is_first) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] += (waiting + i * row)[column];
+  }
+  if (is_last(meets, turn, has_met)) return true;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) (waiting + i * row)[column] = values[i];
+  return false;
 }
 
 }  // namespace ssmvdm::cuda

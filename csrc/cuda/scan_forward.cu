@@ -1,7 +1,7 @@
 // Forward scan. Per channel, time step and state: a product, an exponential, a product and two multiply-adds; the
 // special function unit, 16 exponentials of 32 per cycle and multiprocessor, is what binds. Everything else is kept off
-// it and off its critical path: B and C come from shared memory, A and h stay in registers, u, delta and z are read from
-// memory once and y is written once, in the storage type.
+// it and off its critical path: B and C come from shared memory, A and h stay in registers, u, delta and z are read
+// from memory once and y is written once, in the storage type.
 #include "cuda/scan_launch.cuh"
 
 namespace ssmvdm::cuda {
@@ -14,7 +14,9 @@ struct ForwardThread {
   Place<Map> at;
   const DirectionParams& x;
   const float* tile;
-  Exchange sums;
+  float* waiting;  // this thread's column of sums that the other direction or other states have to complete
+  const int row;
+  const bool meets;
   float decay[K][kStates], h[K][kStates], bias[K], D[K];
   const T *u[K], *delta[K], *z[K];
   T* y[K];
@@ -24,7 +26,10 @@ struct ForwardThread {
         at(p_),
         x(p_.dir[at.direction]),
         tile(tiles + at.direction * kTileFloats<Map>),
-        sums(exchange, K * at.threads, p_.meets(), at.direction, p_.length, at.index) {
+        waiting(exchange + at.index),
+        row(K * at.threads),
+        meets(p_.meets()) {
+    if (!meets) waiting += at.direction * int64_t(p.length) * row;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       bias[k] = x.bias ? x.bias[at.channel(k)] : 0.f;
@@ -43,8 +48,8 @@ struct ForwardThread {
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
         h[k][n] = 0.f;
-        if (p.initial_state && first_state + n < p.states)
-          h[k][n] = p.initial_state[at.state_index(p, k, first_state + n)];
+        const int state = first_state + at.state(n);
+        if (p.initial_state && state < p.states) h[k][n] = p.initial_state[at.state_index(p, k, state)];
       }
     }
   }
@@ -53,14 +58,16 @@ struct ForwardThread {
 #pragma unroll
     for (int k = 0; k < K; ++k)
 #pragma unroll
-      for (int n = 0; n < kStates; ++n)
-        if (at.owns(k) && first_state + n < p.states) p.last_state[at.state_index(p, k, first_state + n)] = h[k][n];
+      for (int n = 0; n < kStates; ++n) {
+        const int state = first_state + at.state(n);
+        if (at.owns(k) && state < p.states) p.last_state[at.state_index(p, k, state)] = h[k][n];
+      }
   }
 
   // The steps [from, to) of a tile that begins with the step `begin`.
   __device__ void walk(int begin, int from, int to, int first_state, int turn, bool has_met) {
     const ConstantStates<Map> constant(p, x, at, first_state);
-    if (sums.is_last(turn, has_met))
+    if (is_last(meets, turn, has_met))
       walk_all<true>(begin, from, to, constant, turn, has_met);
     else
       walk_all<false>(begin, from, to, constant, turn, has_met);
@@ -105,7 +112,8 @@ struct ForwardThread {
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      sums.add(us[k], x.reverse ? p.length - 1 - s : s, x.reverse, k * at.threads, turn, has_met);
+      float* const first = waiting + int64_t(x.reverse ? p.length - 1 - s : s) * row + k * at.threads;
+      complete(us[k], first, x.reverse ? -row : row, 0, meets, turn, has_met);
       if (kLast) finish(us[k], gates[k], y[k], s, at.owns(k));
     }
   }
@@ -171,7 +179,8 @@ auto with_kernel(const ScanArgs& args, const Device& device, const F& f) {
   const Layout layout = layout_of(args);
   const bool plain = is_plain(args);
   if (layout == Layout::kLanes) {
-    if (plain) return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
+    if (plain)
+      return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
     return f(Division<LaneThreads<1>>(args, device, 1, 8), scan_forward_kernel<T, LaneThreads<1>, false, false>);
   }
   const Division<ChannelThreads<>> division(args, device, 32, 192);

@@ -6,37 +6,49 @@
 namespace ssmvdm::cuda {
 
 constexpr int kSegment = 256;    // steps between the states that are kept of a long sequence
+constexpr int kChunkFloats = kStates + 3 * kChunk;  // kept of a chunk: h before it, and delta, its slope and u
 constexpr int kStateSums = 2 * kStates;  // dB and dC of one step
 
 struct GradDirectionParams {
   Strided du, ddelta, dz, forward_y;  // in walking order; data null where not wanted
 };
 
-// Where a quantity waits to be completed: by the other direction if they meet in it, by other states if there are more.
-struct Waiting {
-  int64_t offset;  // in `exchange`
-  bool meets;
-};
+// Quantities that may wait to be completed: by the other direction if they meet in it, by other states if there are
+// more. Of y and dz no call with a single turn of states keeps both waiting.
+enum Quantity { kOfY, kOfDu, kOfDdelta, kOfDz, kQuantities };
 
 struct BackwardParams : ScanParams {  // y of the directions holds dy
   GradDirectionParams grad[kMaxDirections];
-  Waiting y, dz, du, ddelta;
+  bool meets_in[kQuantities];
   bool wants_outputs;  // dz, or y of the forward scan
   bool wants_states;   // dB or dC that change with time
   const float* dlast_state;
   float* dinitial_state;
-  // Memory of a block: h at every chunk of a segment; h at every segment, if there are several; and what waits. Null
-  // where it lies in shared memory.
+  // Memory of a block: what is kept of every chunk of a segment; h at every segment, if there are several; and what
+  // waits. Null where it lies in shared memory.
   float *chunk_states, *segment_states, *exchange;
   int64_t chunk_floats, segment_floats;
-  // dB and dC summed over the channels of a slice: (turns, slices, directions, units, length, kStateSums, kUnit)
+  int32_t exchange_row;  // floats of one time step in `exchange`
+  // dB and dC summed over the channels of a slice: (turns, slices, directions, units, length, kStateSums * kUnit)
   float* state_sums;
-  // Sums over the sequences of a block: (unit_step, directions, rows, channels). Rows: dA, dD, d delta_bias, then dB and
-  // dC that are constant in time.
+  // Sums over the sequences of a block: (unit_step, directions, rows, channels). Rows: dA, dD, d delta_bias, then dB
+  // and dC that are constant in time.
   float* parameter_sums;
   int32_t rows;
 
   int32_t turns() const { return states > kStates ? (states + kStates - 1) / kStates : 1; }
+};
+
+// Where quantities wait: columns of a row of `exchange`. The second direction has columns of its own for what waits not
+// for the first, but for further turns.
+template <class Map, bool kPlain>
+struct Exchange {
+  static constexpr int kColumn = Map::kThreads / 2;
+  static constexpr int kRow = (kPlain ? 3 : kQuantities) * kColumn;  // of one direction
+  __device__ static int row(const BackwardParams& p) { return kPlain ? kRow : p.exchange_row; }
+  __device__ static int column(Quantity quantity, bool meets, int direction) {
+    return (kPlain ? quantity % 3 : quantity + (meets ? 0 : direction * kQuantities)) * kColumn;
+  }
 };
 
 // -- sums over the lanes of a warp -----------------------------------------------------------------------------------
@@ -56,34 +68,31 @@ __device__ inline float keep_one(float first, float second, int mask) {
   return (has_bit ? second : first) + from_lane(has_bit ? first : second, mask);
 }
 
-// Sums of four neighbouring values over the lanes; those of lane l end up complete up to the bits 1 and 2, for value
-// l / 2 % 4.
-__device__ inline float sum_four(const float* v) {
-  const float a = keep_one(v[0], v[2], 4), b = keep_one(v[1], v[3], 4);
-  return keep_one(a, b, 2);
-}
-
 // Sums of factor * v over the 32 channels of a warp but for the last step: lane l gets that of state l / 2 over half of
-// them, to which the neighbouring lane has the other half. Quarters of the states come in the order of
-// ChannelThreads<true>, so that of what two lanes exchange each already has its own in front.
+// them, to which the neighbouring lane has the other half. States come in the order of ChannelThreads, so that of
+// what two lanes exchange each has its own in front.
 __device__ inline float sum_channels(float factor, const float (&v)[kStates]) {
-  float half[8], quarter[4];
+  float sum[kStates / 2];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) half[i] = fmaf(factor, v[i], from_lane(factor * v[i + 8], 16));
+  for (int i = 0; i < kStates / 2; ++i) sum[i] = fmaf(factor, v[i], from_lane(factor * v[i + kStates / 2], 16));
 #pragma unroll
-  for (int i = 0; i < 4; ++i) quarter[i] = half[i] + from_lane(half[i + 4], 8);
-  return sum_four(quarter);
+  for (int i = 0; i < 4; ++i) sum[i] += from_lane(sum[i + 4], 8);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) sum[i] += from_lane(sum[i + 2], 4);
+  return sum[0] + from_lane(sum[1], 2);
 }
 
 // Sums of 16 values over all lanes: lane l gets that of value l / 2.
 __device__ inline float sum_lanes(const float (&v)[kStates]) {
-  float half[8], quarter[4];
+  float sum[kStates / 2];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) half[i] = keep_one(v[i], v[i + 8], 16);
+  for (int i = 0; i < kStates / 2; ++i) sum[i] = keep_one(v[i], v[i + kStates / 2], 16);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) quarter[i] = keep_one(half[i], half[i + 4], 8);
-  const float x = sum_four(quarter);
-  return x + from_lane(x, 1);
+  for (int i = 0; i < 4; ++i) sum[i] = keep_one(sum[i], sum[i + 4], 8);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) sum[i] = keep_one(sum[i], sum[i + 2], 4);
+  const float last = keep_one(sum[0], sum[1], 2);
+  return last + from_lane(last, 1);
 }
 
 // -- dB and dC: sums over the channels of a slice --------------------------------------------------------------------
@@ -109,13 +118,10 @@ struct ChannelSums {
     memory = memory_;
     own = memory + (at.direction * Map::kTileSteps * kWarps + at.index / 32) * kStateSums + threadIdx.x % 32;
   }
-  // One step's dC = factor * values: what the lane has to keep of it until the step's dB.
-  __device__ float add_dC(const Place<Map>&, float factor, const float (&values)[kStates], float*) {
-    return sum_channels(factor, values);
-  }
-  __device__ void add_dB(const Place<Map>&, float factor, const float (&values)[kStates], float dC, int step_in_tile,
-                         float*) {
-    own[step_in_tile * kWarps * kStateSums] = keep_one(sum_channels(factor, values), dC, 1);
+  // One step's dC = g h and dB = du dh.
+  __device__ void add(const Place<Map>&, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
+                      int step_in_tile, float*) {
+    own[step_in_tile * kWarps * kStateSums] = keep_one(sum_channels(du, dh), sum_channels(g, h), 1);
   }
   // The steps [begin, end) of the last tile, by the whole block, after a barrier.
   __device__ void finish_tile(const BackwardParams& p, const Place<Map>& at, int64_t unit, int turn_index, int begin,
@@ -132,52 +138,58 @@ struct ChannelSums {
 };
 
 // Lanes of a video: a thread has the values of its own sequence, so only the warps of its direction, which have other
-// channels, are summed; then every thread adds its share to what former laps have left.
+// channels, are summed. Each leaves dh and h with what they are to be multiplied with, takes four states of the sums,
+// and adds what former laps have left.
 template <class Map>
 struct LaneSums {
   static constexpr int kStep = kStateSums * 32;
-  static constexpr int kWarps = Map::kThreads / 2 / 32;
-  static constexpr int kRow = kStates + 4;  // floats of a thread, with a gap that spreads them over the banks
-  static constexpr int kFloats = 2 * 2 * kWarps * 32 * kRow;
-  float* memory;  // [direction][parity][warp][lane][kRow]
-  int parity = 0;
+  static constexpr int kWarps = kStates / 4;
+  static_assert(kWarps * 32 == Map::kThreads / 2);
+  // Floats of a thread: dh, h, and behind them delta u and g, with a gap that spreads threads over the banks.
+  static constexpr int kRow = kStateSums + 4, kWarpFloats = 32 * kRow;
+  static constexpr int kFloats = 2 * kWarps * kWarpFloats;
+  float *column, *own;  // of the direction, [warp][lane][kRow]; of the warp
+  int warp;
 
-  __device__ void place(float* memory_, const Place<Map>&) { memory = memory_; }
-  __device__ float add_dC(const Place<Map>& at, float factor, const float (&values)[kStates], float* out) {
-    add(at, factor, values, out + kStates * 32);
-    return 0.f;
+  __device__ void place(float* memory, const Place<Map>& at) {
+    warp = at.index / 32;
+    column = memory + at.direction * kWarps * kWarpFloats + int(threadIdx.x) % 32 * kRow;
+    own = column + warp * kWarpFloats;
   }
-  __device__ void add_dB(const Place<Map>& at, float factor, const float (&values)[kStates], float, int, float* out) {
-    add(at, factor, values, out);
+  // One step's dC = g h and dB = du dh; out: where the sums of the step begin.
+  __device__ void add(const Place<Map>& at, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
+                      int, float* out) {
+    const auto leave = [&](int first, const float (&v)[kStates]) {
+#pragma unroll
+      for (int n = 0; n < kStates; n += 4)
+        *reinterpret_cast<float4*>(own + first + n) = make_float4(v[n], v[n + 1], v[n + 2], v[n + 3]);
+    };
+    barrier_of(1 + at.direction, kWarps * 32);  // all have read what the step before has left
+    leave(0, dh);
+    leave(kStates, h);
+    *reinterpret_cast<float2*>(own + kStateSums) = make_float2(du, g);
+    barrier_of(1 + at.direction, kWarps * 32);
+    float4* const to = reinterpret_cast<float4*>(out) + warp * 32 + int(threadIdx.x) % 32;
+    float4 dB = make_float4(0.f, 0.f, 0.f, 0.f), dC = dB;
+    if (at.lap > 0) dB = to[0], dC = to[kStates / 4 * 32];
+    const auto add = [](float4& sum, float factor, const float4& v) {
+      sum.x = fmaf(factor, v.x, sum.x), sum.y = fmaf(factor, v.y, sum.y);
+      sum.z = fmaf(factor, v.z, sum.z), sum.w = fmaf(factor, v.w, sum.w);
+    };
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float* const from = column + w * kWarpFloats;
+      const float2 factors = *reinterpret_cast<const float2*>(from + kStateSums);
+      add(dB, factors.x, *reinterpret_cast<const float4*>(from + 4 * warp));
+      add(dC, factors.y, *reinterpret_cast<const float4*>(from + kStates + 4 * warp));
+    }
+    to[0] = dB, to[kStates / 4 * 32] = dC;
   }
   __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
-
- private:
-  // Calls take turns with two buffers: at the barrier of one, all have read what the call before left in the other.
-  __device__ void add(const Place<Map>& at, float factor, const float (&values)[kStates], float* out) {
-    const int warps = at.threads / 32, warp = at.index / 32, lane = int(threadIdx.x) % 32;
-    float* const own = memory + (at.direction * 2 + parity) * kWarps * 32 * kRow + lane * kRow;
-#pragma unroll
-    for (int i = 0; i < kStates; i += 4)
-      *reinterpret_cast<float4*>(own + warp * 32 * kRow + i) =
-          make_float4(factor * values[i], factor * values[i + 1], factor * values[i + 2], factor * values[i + 3]);
-    barrier_of(1 + at.direction, at.threads);
-    for (int n = 4 * warp; n < kStates; n += 4 * warps) {
-      float4 sum = *reinterpret_cast<const float4*>(own + n);
-      for (int w = 1; w < warps; ++w) {
-        const float4 v = *reinterpret_cast<const float4*>(own + w * 32 * kRow + n);
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-      }
-      float* const to = out + n * 32 + lane;
-      if (at.lap > 0) sum.x += to[0], sum.y += to[32], sum.z += to[64], sum.w += to[96];
-      to[0] = sum.x, to[32] = sum.y, to[64] = sum.z, to[96] = sum.w;
-    }
-    parity ^= 1;
-  }
 };
 
-template <bool kTurned>
-__host__ __device__ ChannelSums<ChannelThreads<kTurned>> sums_for(ChannelThreads<kTurned>);
+template <bool kBackward>
+__host__ __device__ ChannelSums<ChannelThreads<kBackward>> sums_for(ChannelThreads<kBackward>);
 template <int K>
 __host__ __device__ LaneSums<LaneThreads<K>> sums_for(LaneThreads<K>);
 
@@ -203,7 +215,8 @@ __global__ void __launch_bounds__(256) finish_states_kernel(const BackwardParams
     const int64_t unit = rest % p.units, group = rest / p.units, q = unit * Map::kUnit + lane;
     if (q >= p.sequences) continue;
     const int n = int(state % kStates);
-    const int value = Map::kUnit == 1 ? 2 * n + job.which : (job.which * kStates + n) * 32 + int(lane);
+    const int value = Map::kUnit == 1 ? 2 * n + job.which
+                                      : ((job.which * kStates + n) / 4 * 32 + int(lane)) * 4 + n % 4;
     const int slices = job.sharing * p.group_slices;
     float sum = 0.f;
     for (int d = job.first_direction; d <= job.last_direction; ++d)

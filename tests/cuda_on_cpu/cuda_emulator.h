@@ -131,14 +131,6 @@ inline float exp2_approx(float x) {
   x = emulator::flushed(x);
   return x == 0.f ? 1.f : emulator::flushed(emulator::displaced(std::exp2f(x), x, 2));
 }
-// An absolute error of 2^-22 between 1/2 and 2, a relative one of that size elsewhere; that of 1 is exact.
-inline float log2_approx(float x) {
-  x = emulator::flushed(x);
-  const float exact = std::log2f(x);
-  if (!std::isfinite(exact) || x == 1.f) return exact;
-  const float size = x > 0.5f && x < 2.f ? 1.f : std::fabs(exact);
-  return exact + emulator::unit_error(x) * 0x1p-22f * size;
-}
 // At most 1 unit in the last place; powers of two are exact.
 inline float reciprocal_approx(float x) {
   x = emulator::flushed(x);

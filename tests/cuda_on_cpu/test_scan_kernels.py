@@ -78,6 +78,7 @@ MACHINES = {
     "one multiprocessor": calls.Machine(multiprocessors=1),
     "132 multiprocessors": calls.Machine(multiprocessors=132),
     "163 KiB of shared memory": calls.Machine(shared_bytes=163 * 1024),
+    "99 KiB of shared memory": calls.Machine(shared_bytes=99 * 1024),
 }
 
 
