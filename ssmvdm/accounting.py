@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.saved import count_parameters, saved_bytes
-from ssmvdm.diffusion import GaussianDiffusion
 from ssmvdm.operation_counts import formulas
 from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
@@ -94,7 +93,7 @@ def step_cost(config: TrainingConfig, is_fake: bool = True) -> StepCost:
 
 def _pass(config: TrainingConfig, network: UNet3D) -> tuple[int, int, int]:
     """Forward and backward: operations of each, and bytes that one keeps for the other."""
-    diffusion, data = GaussianDiffusion(config.diffusion.timesteps, config.diffusion.loss), config.data
+    diffusion, data = config.diffusion.process(), config.data
     x0 = torch.zeros(config.batch, config.network.channels, data.frames, data.size, data.size)
     t, noise = torch.zeros(config.batch, dtype=torch.long), torch.zeros_like(x0)
     low = LOW.get(config.precision)

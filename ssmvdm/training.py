@@ -30,7 +30,6 @@ from ssmvdm import checkpoint
 from ssmvdm.checkpoint import State
 from ssmvdm.data.export import replacing, write_gif
 from ssmvdm.data.source import open_source
-from ssmvdm.diffusion import GaussianDiffusion
 from ssmvdm.ema import averaged
 from ssmvdm.examples import Example, Examples, Numbers, batches
 from ssmvdm.run_log import RunLog
@@ -108,7 +107,7 @@ class Run:
         found = _found(config, self.checkpoints, resume)
         self.accelerator = accelerator = _accelerator(config)
         self.is_main, device = accelerator.is_main_process, accelerator.device
-        self.diffusion = GaussianDiffusion(config.diffusion.timesteps, config.diffusion.loss)
+        self.diffusion = config.diffusion.process()
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(config.seed)
             self.network = UNet3D(config.network).to(device)

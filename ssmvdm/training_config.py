@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from ssmvdm.config import TemporalConfig, UNet3DConfig, check_choice, check_positive, construct
 from ssmvdm.data.source import DataConfig
-from ssmvdm.diffusion import LOSSES
+from ssmvdm.diffusion import LOSSES, GaussianDiffusion
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -24,6 +24,10 @@ class DiffusionConfig:
     def __post_init__(self):
         check_positive(self, "timesteps")
         check_choice("loss", self.loss, tuple(LOSSES))
+
+    def process(self, dynamic_threshold: float | None = None) -> GaussianDiffusion:
+        """The process itself; dynamic_threshold is a matter of sampling."""
+        return GaussianDiffusion(self.timesteps, self.loss, dynamic_threshold)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import tyro
 
 from benchmarks.memory import MemoryOptions
 from benchmarks.scan_options import ScanOptions
+from ssmvdm.commands.page import show
 from ssmvdm.commands.requirements import need
 
 
@@ -41,13 +42,9 @@ def run_scan(options: ScanOptions) -> None:
 
 
 def run_report(options: ReportOptions) -> None:
-    import webbrowser
-
     need("bench", "matplotlib")
     from benchmarks import report
 
     result = report.load(options.results)
     html = report.write_all(result, report.prepare_folder(options.out or options.results.parent))
-    print(html)
-    if options.open:
-        webbrowser.open(html.resolve().as_uri())
+    show(html, options.open)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssmvdm.commands.page import show
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
 
@@ -19,8 +20,6 @@ class DemoOptions:
 
 
 def run(options: DemoOptions) -> None:
-    import webbrowser
-
     need("bench", "matplotlib", "PIL")
     need("train", "accelerate")
     from benchmarks.report import prepare_folder
@@ -31,6 +30,4 @@ def run(options: DemoOptions) -> None:
         report = demo(PRESETS["cpu-demo"], prepare_folder(options.out))
     except ValueError as error:  # of a run in the folder that is another one
         raise InputError(str(error)) from error
-    print(report)
-    if options.open:
-        webbrowser.open(report.resolve().as_uri())
+    show(report, options.open)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssmvdm.commands.page import show
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
 
@@ -27,8 +28,6 @@ class ReproduceOptions:
 
 
 def run(options: ReproduceOptions) -> None:
-    import webbrowser
-
     import torch
 
     if options.scale == "gpu" and not torch.cuda.is_available():
@@ -49,6 +48,4 @@ def run(options: ReproduceOptions) -> None:
         raise InputError(str(error)) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: the same command goes on in {folder}") from None
-    print(page)
-    if options.open:
-        webbrowser.open(page.resolve().as_uri())
+    show(page, options.open)

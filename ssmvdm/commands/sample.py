@@ -150,15 +150,13 @@ def _check(options: SampleOptions) -> None:
 def _job(options: SampleOptions) -> Job:
     """The network, and how it is sampled; InputError for what cannot be."""
     from ssmvdm.checkpoint import load_model
-    from ssmvdm.diffusion import GaussianDiffusion
     from ssmvdm.digests import weights_digest
     from ssmvdm.sample_folder import SampleFolder
 
     device = device_named(options.device)
     try:
         model, config = load_model(options.run, options.weights)
-        process = config.diffusion
-        diffusion = GaussianDiffusion(process.timesteps, process.loss, options.dynamic_threshold)
+        diffusion = config.diffusion.process(options.dynamic_threshold)
         data = config.data
         sample, special = (_between if options.interpolate else _new)(options, model.to(device), diffusion, data)
     except ValueError as error:

@@ -14,7 +14,6 @@ from benchmarks.plots import THEMES
 from ssmvdm.checkpoint import load_model
 from ssmvdm.data.export import write_gif
 from ssmvdm.data.source import open_source
-from ssmvdm.diffusion import GaussianDiffusion
 from ssmvdm.reproduce.held_out import BANDS, band_losses, held_out_videos
 from ssmvdm.reproduce.jobs import device_of_study, loss_curve
 from ssmvdm.reproduce.page import SHOWN_PIXELS, moving
@@ -37,7 +36,7 @@ def demo(config: TrainingConfig, folder: Path) -> Path:
     trained_seconds = time.monotonic() - start
     model, _ = load_model(folder / "run")
     model = model.to(device_of_study())
-    diffusion = GaussianDiffusion(config.diffusion.timesteps, config.diffusion.loss)
+    diffusion = config.diffusion.process()
     real = held_out_videos(open_source(config.data), HELD_OUT)
     losses = band_losses(model, diffusion, real, device_of_study(), config.batch)
     frames, size = config.data.frames, config.data.size

@@ -112,7 +112,7 @@ def train_layer(study: Study, layer: Layer, seed: int, folder: Path) -> dict:
         train(config, folder, progress=False)
         model, _ = load_model(folder)
         model = model.to(device_of_study())
-        diffusion = GaussianDiffusion(config.diffusion.timesteps, config.diffusion.loss)
+        diffusion = config.diffusion.process()
         videos = held_out_videos(open_source(config.data), study.held_out)
         samples = sample_videos(
             model, diffusion, study.samples, study.frames, config.data.size,
