@@ -21,14 +21,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_device, gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
-from benchmarks.environment import device_slug
-from benchmarks.gpu_floors import floors
-from benchmarks.gpu_tables import markdown, save_figures
-from benchmarks.memory import RESULTS
-from benchmarks.report import prepare_folder
-from benchmarks.scan_case import Shape
-from benchmarks.scan_options import DTYPES, LAYOUTS
+from benchmarks.kernels import gpu_device, gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
+from benchmarks.kernels.gpu_floors import floors
+from benchmarks.kernels.gpu_tables import markdown, save_figures
+from benchmarks.kernels.scan_case import Shape
+from benchmarks.kernels.scan_options import DTYPES, LAYOUTS
+from benchmarks.measure.environment import device_slug
+from benchmarks.report.files import RESULTS, prepare_folder
 from ssmvdm.errors import InputError
 
 MODES = ("forward", "backward")

@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.process_memory import resident_bytes
+from benchmarks.measure.process_memory import resident_bytes
 from ssmvdm import checkpoint
 from ssmvdm.checkpoint import State
 from ssmvdm.data.export import replacing, write_gif

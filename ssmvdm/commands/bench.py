@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.memory import MemoryOptions
-from benchmarks.scan_options import ScanOptions
+from benchmarks.kernels.scan_options import ScanOptions
+from benchmarks.models.memory import MemoryOptions
 from ssmvdm.commands.page import show
 from ssmvdm.commands.requirements import need
 
@@ -28,7 +28,7 @@ class ReportOptions:
 
 def run_memory(options: MemoryOptions) -> None:
     need("bench", "matplotlib", "rich")
-    from benchmarks import memory
+    from benchmarks.models import memory
 
     memory.run(options)
 
@@ -36,15 +36,16 @@ def run_memory(options: MemoryOptions) -> None:
 def run_scan(options: ScanOptions) -> None:
     options.check()
     need("bench", "rich")
-    from benchmarks import scan
+    from benchmarks.kernels import scan
 
     scan.run(options)
 
 
 def run_report(options: ReportOptions) -> None:
     need("bench", "matplotlib")
-    from benchmarks import report
+    from benchmarks.models import report
+    from benchmarks.report.files import prepare_folder
 
     result = report.load(options.results)
-    html = report.write_all(result, report.prepare_folder(options.out or options.results.parent))
+    html = report.write_all(result, prepare_folder(options.out or options.results.parent))
     show(html, options.open)

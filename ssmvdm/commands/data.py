@@ -59,7 +59,7 @@ def run(options: DataOptions) -> None:
 
     import numpy as np
 
-    from benchmarks.process_memory import available_bytes
+    from benchmarks.measure.process_memory import available_bytes
     from ssmvdm.data import export
     from ssmvdm.data.checks import check_clip_arguments
     from ssmvdm.data.source import DataConfig, open_source

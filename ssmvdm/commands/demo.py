@@ -22,7 +22,7 @@ class DemoOptions:
 def run(options: DemoOptions) -> None:
     need("bench", "matplotlib", "PIL")
     need("train", "accelerate")
-    from benchmarks.report import prepare_folder
+    from benchmarks.report.files import prepare_folder
     from ssmvdm.reproduce.demo import demo
     from ssmvdm.training_config import PRESETS
 

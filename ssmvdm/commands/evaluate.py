@@ -77,8 +77,8 @@ def run(options: EvaluateOptions) -> None:
     need("bench", "matplotlib")
     import torch
 
-    from benchmarks.environment import describe
-    from benchmarks.report import prepare_folder
+    from benchmarks.measure.environment import describe
+    from benchmarks.report.files import prepare_folder
     from ssmvdm.data.source import PROCEDURAL, DataConfig, open_source
     from ssmvdm.evaluation import report
     from ssmvdm.evaluation.sets import Samples

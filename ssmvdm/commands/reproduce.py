@@ -34,8 +34,8 @@ def run(options: ReproduceOptions) -> None:
         raise InputError("--scale gpu: expected a CUDA device, torch finds none here")
     need("bench", "matplotlib", "PIL", "rich")
     need("train", "accelerate")
-    from benchmarks.report import prepare_folder
-    from benchmarks.terminal import progress_bar
+    from benchmarks.report.files import prepare_folder
+    from benchmarks.report.terminal import progress_bar
     from ssmvdm.reproduce.run import reproduce
     from ssmvdm.reproduce.study import study_named
 

@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.environment import one_line
-from benchmarks.plots import STYLE, THEMES, Theme
+from benchmarks.measure.environment import one_line
+from benchmarks.report.plots import STYLE, THEMES, Theme
 from benchmarks.shapes import layer_named
 
 STEM, CURVE = "evaluation", "consistency"

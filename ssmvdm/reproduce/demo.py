@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.environment import describe, one_line
-from benchmarks.page import environment_table, themed_figure, whole_page
-from benchmarks.plots import THEMES
+from benchmarks.measure.environment import describe, one_line
+from benchmarks.report.page import environment_table, themed_figure, whole_page
+from benchmarks.report.plots import THEMES
 from ssmvdm.checkpoint import load_model
 from ssmvdm.data.export import write_gif
 from ssmvdm.data.source import open_source

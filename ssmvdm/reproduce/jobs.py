@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks.saved import count_parameters, saved_bytes
+from benchmarks.measure.saved import count_parameters, saved_bytes
 from benchmarks.shapes import Layer, layer_named
 from ssmvdm.checkpoint import load_model
 from ssmvdm.data.export import replacing, write_npy

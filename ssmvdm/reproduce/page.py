@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.environment import busy_warning, one_line
-from benchmarks.page import environment_table, legend, themed_figure, whole_page
-from benchmarks.plots import THEMES
+from benchmarks.measure.environment import busy_warning, one_line
+from benchmarks.report.page import environment_table, legend, themed_figure, whole_page
+from benchmarks.report.plots import THEMES
 from benchmarks.shapes import layer_named
 from ssmvdm.data.export import write_gif
 from ssmvdm.data.source import DataConfig, open_source

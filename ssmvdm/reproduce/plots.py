@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.plots import STYLE, Theme
+from benchmarks.report.plots import STYLE, Theme
 from benchmarks.shapes import Layer, layer_named
 from ssmvdm.reproduce.study import REFERENCE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.environment import describe
+from benchmarks.measure.environment import describe
 from ssmvdm.data.export import replacing
 from ssmvdm.data.source import ClipSource, open_source
 from ssmvdm.evaluation.frechet import frechet_distance

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from benchmarks.saved import count_parameters
+from benchmarks.measure.saved import count_parameters
 from benchmarks.shapes import Layer, Network, layer_named
 from ssmvdm.config import UNet3DConfig
 from ssmvdm.data.source import DataConfig

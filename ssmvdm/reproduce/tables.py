@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from benchmarks.environment import busy_warning, one_line
+from benchmarks.measure.environment import busy_warning, one_line
 from benchmarks.shapes import layer_named
 from ssmvdm.reproduce.held_out import BANDS
 

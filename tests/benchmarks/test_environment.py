@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import environment
+from benchmarks.measure import environment
 
 
 @pytest.mark.parametrize(

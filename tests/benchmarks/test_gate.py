@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from benchmarks import eager
-from benchmarks.gate import CaptureTemporal, Check, Gate, layer_checks, training_checks
+from benchmarks.measure import eager
+from benchmarks.measure.gate import CaptureTemporal, Check, Gate, layer_checks, training_checks
 from benchmarks.shapes import LAYER_NAMES, Network, all_layer_names, layer_named
 from ssmvdm import GaussianDiffusion
 from ssmvdm.temporal.mixers import StateSpaceLayer

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import bench_scan, eager, gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
+from benchmarks import bench_scan
 from benchmarks.bench_scan import Options
-from benchmarks.gpu_tables import markdown
-from benchmarks.scan_case import Shape, gate_rival
+from benchmarks.kernels import gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
+from benchmarks.kernels.gpu_tables import markdown
+from benchmarks.kernels.scan_case import Shape, gate_rival
+from benchmarks.measure import eager
 from ssmvdm.errors import InputError
 from tests.conftest import require_backend
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from benchmarks import memory, report
-from benchmarks.children import call_child
-from benchmarks.memory import MemoryOptions
+from benchmarks.measure.children import call_child
+from benchmarks.models import memory, report
+from benchmarks.models.memory import MemoryOptions
 from benchmarks.shapes import GIB, Network
 from ssmvdm import cli
 

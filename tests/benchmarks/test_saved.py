@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.saved import network_saved_bytes, saved_bytes
+from benchmarks.measure.saved import network_saved_bytes, saved_bytes
 from benchmarks.shapes import GIB, LAYERS, PUBLISHED, Network, layer_named
 from ssmvdm import GaussianDiffusion
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import rivals, timing
-from benchmarks.scan_case import Shape, gate_ours, gate_rival, our_tensors, run_ours
-from benchmarks.scan_options import ScanOptions
+from benchmarks.kernels import rivals
+from benchmarks.kernels.scan_case import Shape, gate_ours, gate_rival, our_tensors, run_ours
+from benchmarks.kernels.scan_options import ScanOptions
+from benchmarks.measure import timing
 from tests.conftest import require_backend
 
 LAYOUTS = ("video", "channels-last", "length-contiguous")
@@ -98,7 +99,7 @@ def run_python(*arguments):
 def test_freed_memory_is_kept_and_reused():
     code = """if True:
         import torch
-        from benchmarks import process_memory
+        from benchmarks.measure import process_memory
         assert process_memory.keep_freed_memory()
         before = process_memory.resident_bytes()
         torch.ones(2**26)  # 256 MiB, freed at once

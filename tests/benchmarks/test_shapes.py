@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.page import MARKS
+from benchmarks.report.page import MARKS
 from benchmarks.shapes import LAYER_NAMES, LAYERS, PUBLISHED, all_layer_names, layer_named
 from ssmvdm import TemporalConfig
 from ssmvdm.temporal import available_temporal_layers

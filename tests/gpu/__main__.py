@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_device
-from benchmarks.environment import device_slug
+from benchmarks.kernels import gpu_device
+from benchmarks.measure.environment import device_slug
 
 from . import deadline
 from .stages import Outcome, Phase, Stage, longest_s, python, run_phases
@@ -70,7 +70,7 @@ def rival_stage(archive: Path | None, folder: Path, obstacle: str | None) -> Sta
         obstacle = "MAMBA_SDIST names no source distribution of mamba-ssm to compare with."
     elif not archive.is_file():
         obstacle = f"MAMBA_SDIST: there is no file {archive}."
-    command = python("-m", "benchmarks.mamba_ssm_sdist", str(archive), str(folder))
+    command = python("-m", "benchmarks.kernels.mamba_ssm_sdist", str(archive), str(folder))
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # where pip puts ninja
     return Stage("rival", command, 140, {"PATH": path}, obstacle)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck
 
-from benchmarks.saved import network_saved_bytes, saved_bytes
+from benchmarks.measure.saved import network_saved_bytes, saved_bytes
 from benchmarks.shapes import GIB, LAYERS, Network, layer_named
 from ssmvdm import TemporalConfig, UNet3D, UNet3DConfig, lean
 from ssmvdm.blocks import ChannelNorm, PreNormResidual, ResBlock, SpatialAttention, SpatialLinearAttention

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.environment import busy_warning, one_line
-from benchmarks.page import environment_table, legend, themed_figure, whole_page
+from benchmarks.measure.environment import busy_warning, one_line
+from benchmarks.report.page import environment_table, legend, themed_figure, whole_page
+from benchmarks.report.terminal import parameters_cell, ratio_cell
 from benchmarks.shapes import GIB, layer_named
-from benchmarks.terminal import parameters_cell, ratio_cell
 from ssmvdm.errors import InputError
 
 STEM = "memory"
@@ -22,20 +22,10 @@ CSV_FIELDS = (
 SUMMARIES = {"median": median, "min": min, "max": max}
 
 
-def prepare_folder(folder: Path) -> Path:
-    """Create the folder for results and make sure that files can be written there; InputError if not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise InputError(f"cannot write results to {folder}: {error.strerror or error}") from error
-
-
 def write_all(result: dict, folder: Path) -> Path:
     """Everything is written beside its place first and renamed last, so that an interrupted run leaves the earlier
     results whole. Returns the path of the HTML page."""
-    from benchmarks.plots import save_all
+    from benchmarks.report.plots import save_all
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
         draft = Path(name)
@@ -136,7 +126,7 @@ def page(result: dict) -> str:
 
 def _figures(result: dict) -> str:
     """The panels in both appearances; then the legend."""
-    from benchmarks.plots import THEMES, panel_svgs, published_in
+    from benchmarks.report.plots import THEMES, panel_svgs, published_in
 
     svgs = {theme.name: panel_svgs(result, theme) for theme in THEMES}
     entries = [(layer, layer.label, True) for layer in map(layer_named, result["settings"]["layers"])]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks import rivals
-from benchmarks.gate import EAGER_FACTOR, ROUNDING_UNITS, Check, Gate
-from benchmarks.rivals import Rival, Tensors
+from benchmarks.kernels import rivals
+from benchmarks.kernels.rivals import Rival, Tensors
+from benchmarks.measure.gate import EAGER_FACTOR, ROUNDING_UNITS, Check, Gate
 
 GATED_SEQUENCES = 8
 RIVAL_FACTOR = 16.0  # a rival has to be right, not as exact as we are

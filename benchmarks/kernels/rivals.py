@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import eager
+from benchmarks.measure import eager
 
 S4D_STATES = 64  # as the paper's S4D layers are usually run; half as many complex modes
 HEAD_WIDTH = 64

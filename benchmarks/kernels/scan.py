@@ -1,4 +1,4 @@
-"""The bidirectional scan on the CPU against its rivals: `ssmvdm bench scan` or `python -m benchmarks.scan`.
+"""The bidirectional scan on the CPU against its rivals: `ssmvdm bench scan` or `python -m benchmarks.kernels.scan`.
 
 Everything that is compared is timed in turns in one process (see `timing`) after it has passed its gate on the timed
 buffers. A rival that is too slow or too large for a shape runs on fewer sequences and is scaled up, which the results
@@ -13,13 +13,23 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import environment, process_memory, rivals, timing
-from benchmarks.children import call_child
-from benchmarks.report import prepare_folder
-from benchmarks.scan_case import Shape, gate_ours, gate_rival, gate_row, gradients, like_output, our_tensors, run_ours
-from benchmarks.scan_options import ScanOptions
-from benchmarks.scan_tables import markdown
-from benchmarks.terminal import progress_bar
+from benchmarks.kernels import rivals
+from benchmarks.kernels.scan_case import (
+    Shape,
+    gate_ours,
+    gate_rival,
+    gate_row,
+    gradients,
+    like_output,
+    our_tensors,
+    run_ours,
+)
+from benchmarks.kernels.scan_options import ScanOptions
+from benchmarks.kernels.scan_tables import markdown
+from benchmarks.measure import environment, process_memory, timing
+from benchmarks.measure.children import call_child
+from benchmarks.report.files import prepare_folder
+from benchmarks.report.terminal import progress_bar
 
 BASE_LAYOUT = "channels-last"
 S4D_FORMS = ("s4d-fft", "s4d-scan")

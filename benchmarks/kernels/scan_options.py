@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.environment import device_name, device_slug
-from benchmarks.memory import RESULTS
+from benchmarks.measure.environment import device_name, device_slug
+from benchmarks.report.files import RESULTS
 from ssmvdm.errors import InputError
 
 RIVALS = ("eager", "pscan", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.gpu_device import one_line
-from benchmarks.scan_tables import table
+from benchmarks.kernels.gpu_device import one_line
+from benchmarks.kernels.scan_tables import table
 
 MODES = ("forward", "backward")
 # Okabe and Ito's palette, told apart by every kind of colour vision.
@@ -74,7 +74,7 @@ def save_figures(result: dict, folder: Path, stem: str) -> None:
     """<stem>-light.svg and <stem>-dark.svg: time against length, one panel per mode, with the floor of ours."""
     import matplotlib
 
-    from benchmarks.plots import STYLE, THEMES
+    from benchmarks.report.plots import STYLE, THEMES
 
     for theme in THEMES:
         with matplotlib.rc_context(STYLE):

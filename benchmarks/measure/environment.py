@@ -30,7 +30,7 @@ def commit() -> str:
     """Commit of the checkout this file lies in, with "+" if tracked files other than results differ. Outside of one,
     where a copy of the tree may run, what SSMVDM_COMMIT says, or "unknown"."""
     unknown = os.environ.get("SSMVDM_COMMIT", "unknown")
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         call = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)

@@ -2,8 +2,9 @@
 
 import torch
 
-from benchmarks import process_memory, rivals
-from benchmarks.scan_case import Shape, gradients, like_output, our_tensors, run_ours
+from benchmarks.kernels import rivals
+from benchmarks.kernels.scan_case import Shape, gradients, like_output, our_tensors, run_ours
+from benchmarks.measure import process_memory
 
 
 def scan_peak(request: dict) -> dict:

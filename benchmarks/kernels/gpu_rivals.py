@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import eager, rivals
-from benchmarks.rivals import Rival, Tensors
+from benchmarks.kernels import rivals
+from benchmarks.kernels.rivals import Rival, Tensors
+from benchmarks.measure import eager
 
 REVERSED = ("delta_b", "B_b", "C_b")
 RESET = 1e4  # softplus leaves it as it is, and exp(RESET A) is zero for every A of `rivals.scan_tensors`

@@ -1,6 +1,6 @@
 """The scan benchmark as Markdown tables."""
 
-from benchmarks.environment import busy_warning, one_line
+from benchmarks.measure.environment import busy_warning, one_line
 
 MODES = ("forward", "forward+backward")
 

@@ -11,7 +11,7 @@ The rates are of a multiprocessor of compute capability 8.0 to 12.0, at the cloc
 Source: CUDA C++ programming guide, "Throughput of native arithmetic instructions".
 """
 
-from benchmarks.scan_case import Shape
+from benchmarks.kernels.scan_case import Shape
 
 SPECIAL_PER_CLOCK = 16
 INSTRUCTIONS_PER_CLOCK = 128  # threads of four schedulers

@@ -3,7 +3,7 @@
 Nothing of that package is part of this one. Whoever wants the comparison names the archive, which
 `pip download --no-deps --no-build-isolation --no-binary :all: mamba-ssm` (with MAMBA_SKIP_CUDA_BUILD=TRUE) fetches:
 
-    python -m benchmarks.mamba_ssm_sdist ARCHIVE FOLDER      unpack and compile into FOLDER, ahead of a benchmark
+    python -m benchmarks.kernels.mamba_ssm_sdist ARCHIVE FOLDER   unpack and compile into FOLDER, ahead of a benchmark
 
 Compiled is only what is compared: float32 and bfloat16 storage with real A, for the device's own architecture. The
 binding refers to the other kernels too; for these a few lines are written that raise.
@@ -144,7 +144,8 @@ def scan_of(module: ModuleType) -> Callable[..., Tensor]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mamba_ssm_sdist", description=__doc__.splitlines()[0])
+    name = "python -m benchmarks.kernels.mamba_ssm_sdist"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from benchmarks.children import call_child
-from benchmarks.environment import busy_warning, device_name, device_slug
-from benchmarks.process_memory import available_bytes
+from benchmarks.measure.children import call_child
+from benchmarks.measure.environment import busy_warning, device_name, device_slug
+from benchmarks.measure.process_memory import available_bytes
+from benchmarks.report.files import RESULTS, prepare_folder
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, all_layer_names, layer_named
 from ssmvdm.errors import InputError
 
-RESULTS = Path("benchmarks/results")  # under the working directory
 SECONDS_PER_CONFIGURATION = 8.0  # after which no further repeat begins
 COMPARED_FRAMES = 32  # or what is nearest to it, for the comparison of memory modes
 AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
@@ -106,11 +106,11 @@ class MemoryOptions:
 
 def run(options: MemoryOptions) -> Path:
     """Measure everything, write the results, print the table; returns the HTML report's path."""
-    from benchmarks import report
-    from benchmarks.terminal import memory_table, progress_bar, stdout_console
+    from benchmarks.models import report
+    from benchmarks.report.terminal import memory_table, progress_bar, stdout_console
 
     options.check()
-    folder = report.prepare_folder(options.folder())
+    folder = prepare_folder(options.folder())
     start = time.monotonic()
     with progress_bar() as advance:
         result = measure(options, advance)

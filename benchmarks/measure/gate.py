@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks import eager
-from benchmarks.saved import unreached_parameters
+from benchmarks.measure import eager
+from benchmarks.measure.saved import unreached_parameters
 
 CROP = 2  # pixels in height and width of the activation a layer is checked on
 EAGER_FACTOR = 2.0

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.environment import one_line
+from benchmarks.measure.environment import one_line
 from benchmarks.shapes import GIB, PUBLISHED, Published, layer_named
 
 STYLE = {

@@ -1,0 +1,1 @@
+"""The U-Net with each temporal layer: memory and time against frames."""
