@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 
 BUSY_SHARE = 0.4  # of the cores
@@ -73,6 +74,12 @@ def busy_warning(environment: dict) -> str:
     if load is None or load <= BUSY_SHARE * cores:
         return ""
     return f"Other work was running when this began (load {load} on {cores} cores): do not trust the times."
+
+
+def stamp(threads: int) -> dict:
+    """What two parts of one run have in common; without importing torch."""
+    versions = {name: metadata.version(name) for name in ("torch", "numpy")}
+    return {"device": device_name(), "commit": commit(), "threads": threads, "python": platform.python_version()} | versions
 
 
 def describe(threads: int) -> dict:

@@ -1,0 +1,76 @@
+"""A run's diary: every answer on disk as soon as there is one, so that a run that was stopped goes on where it was."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ssmvdm.errors import InputError
+
+
+class Journal:
+    """Answers to requests, one JSON line each, below a line with the stamp of the run.
+
+    stamp: what has to be equal for recorded answers to count (`environment.stamp`). With `resume` the answers that are
+    there already are taken, InputError if their stamp is another one; without, the file is begun anew. An answer with
+    the status "error" is recorded but measured again. `seconds` is how long the recorded answers took.
+    """
+
+    def __init__(self, path: Path, stamp: dict, resume: bool):
+        self.path = path
+        self.seconds = 0.0
+        self._answers: dict[str, dict] = {}
+        lines = _whole_lines(path) if resume else []
+        if lines:
+            self._take(lines, stamp)
+        with path.open("wb") as stream:  # without the torn line, if there was one
+            stream.writelines(lines or [_line({"stamp": stamp})])
+
+    def answer(self, request: dict, measure: Callable[[dict], dict]) -> dict:
+        """The recorded answer to an equal request, else what measure(request) gives, recorded."""
+        key = json.dumps(request, sort_keys=True)
+        if key not in self._answers:
+            start = time.monotonic()
+            answer = measure(request)
+            took = time.monotonic() - start
+            with self.path.open("ab") as stream:
+                stream.write(_line({"request": request, "seconds": took, "answer": answer}))
+                stream.flush()
+                os.fsync(stream.fileno())
+            self._answers[key] = answer
+        return self._answers[key]
+
+    def discard(self) -> None:
+        """Remove the file: the results are written."""
+        self.path.unlink()
+
+    def _take(self, lines: list[bytes], stamp: dict) -> None:
+        try:
+            head, *records = map(json.loads, lines)
+            was = head["stamp"]
+            for record in records:
+                if record["answer"].get("status") != "error":
+                    self._answers[json.dumps(record["request"], sort_keys=True)] = record["answer"]
+                    self.seconds += record["seconds"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"--resume: {self.path} is not the journal of a run: {error!r}") from error
+        differing = [name for name in {**was, **stamp} if was.get(name) != stamp.get(name)]
+        if differing:
+            told = ", ".join(f"{name} was {was.get(name)!r} and is {stamp.get(name)!r}" for name in differing)
+            raise InputError(f"--resume: {self.path} belongs to another run: {told}")
+
+
+def _line(record: dict) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Lines with their ends; a last one without is what a stopped write has left, and no line."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"--resume: cannot read {path}: {error.strerror or error}") from error
+    return [line for line in lines if line.endswith(b"\n")]

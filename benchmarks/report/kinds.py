@@ -1,0 +1,78 @@
+"""The kinds of results there are. A benchmark describes its own once, in a `Kind`; files, pages, the terminal and
+comparisons are made from that by the rest of this package.
+
+A result is {"schema": 1, "kind", "environment", "settings", <section>: [rows], "wall_seconds"}. A row has the fields that
+say what it is about, "status" ("ok", or in words why there is no number: "out of memory", "timeout", "gate failed",
+"error", "not applicable"), "detail", "gate" where there was one, and, if it is "ok", what was measured.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.report.tables import Table
+
+OK = "ok"
+_MODULES = {"scan": "benchmarks.kernels.kind", "layers": "benchmarks.layers.kind", "memory": "benchmarks.models.kind"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity of the rows of a section that have the status "ok" and for which `samples` gives any.
+
+    keys: the fields that tell rows apart; field: its name in CSV files and comparisons; samples: every value that was
+    measured, one where it is counted and exact; unit: "s", "bytes", "frames/s", "1"; better: "lower" or "higher".
+    """
+
+    section: str
+    keys: tuple[str, ...]
+    field: str
+    samples: Callable[[dict], list[float]]
+    unit: str
+    better: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How results of one benchmark are shown.
+
+    name: of the kind and of its files; title: above its tables; check: raises KeyError, TypeError, ValueError,
+    AttributeError or IndexError if a part that the others use is missing; tables, pictures
+    (`benchmarks.report.pictures.Picture`), method (how it was measured, in a paragraph): of a result that has passed
+    the check.
+    """
+
+    name: str
+    title: str
+    check: Callable[[dict], None]
+    tables: Callable[[dict], list[Table]]
+    pictures: Callable[[dict], list[Any]]
+    measures: tuple[Measure, ...]
+    method: Callable[[dict], str]
+
+    def sections(self) -> dict[str, tuple[str, ...]]:
+        """The keys of every section that is measured."""
+        return {measure.section: measure.keys for measure in self.measures}
+
+
+def kind_named(name: str) -> Kind:
+    """ValueError listing the kinds there are."""
+    if name not in _MODULES:
+        raise ValueError(f"unknown kind of result {name!r}; expected one of {', '.join(_MODULES)}")
+    return importlib.import_module(_MODULES[name]).KIND
+
+
+def rows_without_numbers(kind: Kind, result: dict) -> list[list[str]]:
+    """[section, what it is about, status, detail] of every row that is not ok."""
+    return [
+        [section, about(row, keys), row["status"], row["detail"]]
+        for section, keys in kind.sections().items()
+        for row in result[section]
+        if row["status"] != OK
+    ]
+
+
+def about(row: dict, keys: tuple[str, ...]) -> str:
+    """The fields that tell the row from others, in words."""
+    return ", ".join(f"{row[key]}" if isinstance(row[key], str) else f"{key} {row[key]}" for key in keys)

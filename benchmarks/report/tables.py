@@ -1,0 +1,30 @@
+"""A table as it is described once, and shown as Markdown here, in the terminal (`terminal`) and on a page (`page`)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text alone. The first column names what a row is about, the others have numbers, or words where there are none.
+    caption: what one needs to know to read it; may be empty."""
+
+    title: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"table {self.title!r}: expected rows of {len(self.header)} cells, got {row}")
+
+
+def markdown(table: Table) -> str:
+    """A section: heading, table, caption."""
+    return "\n\n".join(filter(None, [f"## {table.title}", grid(table.header, table.rows), table.caption])) + "\n"
+
+
+def grid(header: list[str], rows: list[list[str]]) -> str:
+    """The table alone, numbers to the right."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
