@@ -76,10 +76,10 @@ def busy_warning(environment: dict) -> str:
     return f"Other work was running when this began (load {load} on {cores} cores): do not trust the times."
 
 
-def stamp(threads: int) -> dict:
-    """What two parts of one run have in common; without importing torch."""
+def stamp() -> dict:
+    """What the parts of one run have in common; without importing torch."""
     versions = {name: metadata.version(name) for name in ("torch", "numpy")}
-    return {"device": device_name(), "commit": commit(), "threads": threads, "python": platform.python_version()} | versions
+    return {"device": device_name(), "commit": commit(), "python": platform.python_version()} | versions
 
 
 def describe(threads: int) -> dict:

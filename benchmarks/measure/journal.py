@@ -12,15 +12,17 @@ from ssmvdm.errors import InputError
 class Journal:
     """Answers to requests, one JSON line each, below a line with the stamp of the run.
 
-    stamp: what has to be equal for recorded answers to count (`environment.stamp`). With `resume` the answers that are
-    there already are taken, InputError if their stamp is another one; without, the file is begun anew. An answer with
-    the status "error" is recorded but measured again. `seconds` is how long the recorded answers took.
+    A request says everything that its answer depends on, the number of threads too; stamp says what else has to be
+    equal for a recorded answer to count (`environment.stamp`). With `resume` the answers that are there already are
+    taken, InputError if their stamp is another one; without, the file is begun anew. An answer with the status "error"
+    is recorded but measured again. `spared_seconds` is how long the answers took that were taken from the file so far.
     """
 
     def __init__(self, path: Path, stamp: dict, resume: bool):
         self.path = path
-        self.seconds = 0.0
+        self.spared_seconds = 0.0
         self._answers: dict[str, dict] = {}
+        self._spared: dict[str, float] = {}
         lines = _whole_lines(path) if resume else []
         if lines:
             self._take(lines, stamp)
@@ -39,6 +41,7 @@ class Journal:
                 stream.flush()
                 os.fsync(stream.fileno())
             self._answers[key] = answer
+        self.spared_seconds += self._spared.pop(key, 0.0)
         return self._answers[key]
 
     def discard(self) -> None:
@@ -51,8 +54,8 @@ class Journal:
             was = head["stamp"]
             for record in records:
                 if record["answer"].get("status") != "error":
-                    self._answers[json.dumps(record["request"], sort_keys=True)] = record["answer"]
-                    self.seconds += record["seconds"]
+                    key = json.dumps(record["request"], sort_keys=True)
+                    self._answers[key], self._spared[key] = record["answer"], float(record["seconds"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"--resume: {self.path} is not the journal of a run: {error!r}") from error
         differing = [name for name in {**was, **stamp} if was.get(name) != stamp.get(name)]

@@ -1,9 +1,9 @@
 """The kinds of results there are. A benchmark describes its own once, in a `Kind`; files, pages, the terminal and
 comparisons are made from that by the rest of this package.
 
-A result is {"schema": 1, "kind", "environment", "settings", <section>: [rows], "wall_seconds"}. A row has the fields that
-say what it is about, "status" ("ok", or in words why there is no number: "out of memory", "timeout", "gate failed",
-"error", "not applicable"), "detail", "gate" where there was one, and, if it is "ok", what was measured.
+A result is {"schema": 1, "kind", "environment", "settings", <section>: [rows], "wall_seconds"}. A row has the fields
+that say what it is about, "status" ("ok", or in words why there is no number: "out of memory", "timeout", "gate
+failed", "error", "not applicable"), "detail", "gate" where there was one, and, if it is "ok", what was measured.
 """
 
 import importlib

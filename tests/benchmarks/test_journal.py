@@ -34,7 +34,7 @@ def test_an_equal_request_is_measured_once_and_after_resuming_not_at_all(tmp_pat
     assert len(measure.requests) == 2
     recorded = [json.loads(line) for line in path.read_text().splitlines()]
     assert recorded[0] == {"stamp": STAMP}
-    assert again.seconds == sum(record["seconds"] for record in recorded[1:]) > 0
+    assert again.spared_seconds == recorded[1]["seconds"] > 0
 
 
 def test_without_resume_the_journal_is_begun_anew(tmp_path):
@@ -83,7 +83,9 @@ def test_the_journal_of_another_run_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"{}\n", b"[]\n", b'{"stamp": {}}\n{"answer": 3}\n', b"text\n", b"[" * 100_000 + b"\n"])
+@pytest.mark.parametrize(
+    "content", [b"{}\n", b"[]\n", b'{"stamp": {}}\n{"answer": 3}\n', b"text\n", b"[" * 100_000 + b"\n"]
+)
 def test_a_file_that_is_no_journal_is_refused(tmp_path, content):
     path = tmp_path / "a.journal"
     path.write_bytes(content)
@@ -105,6 +107,5 @@ def test_an_interrupted_measurement_leaves_no_line(tmp_path):
 
 
 def test_the_stamp_of_a_run_names_where_it_is():
-    assert stamp(3)["threads"] == 3
-    assert stamp(1) == stamp(1)
-    assert {"device", "commit", "torch"} <= stamp(1).keys()
+    assert stamp() == stamp()
+    assert {"device", "commit", "torch"} <= stamp().keys()
