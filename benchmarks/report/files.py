@@ -1,9 +1,18 @@
 """Where results go, and how they get there: all files of a run, or none."""
 
+import csv
+import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median, quantiles
+from typing import TYPE_CHECKING
 
 from ssmvdm.errors import InputError
+
+if TYPE_CHECKING:  # the command line needs the folder alone, and neither matplotlib nor numpy
+    from benchmarks.report.kinds import Kind
+    from benchmarks.report.tables import Table
 
 RESULTS = Path("benchmarks/results")  # under the working directory
 
@@ -16,3 +25,76 @@ def prepare_folder(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise InputError(f"cannot write results to {folder}: {error.strerror or error}") from error
+
+
+def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, stem: str) -> Path:
+    """Of every result JSON, CSV, Markdown and its pictures, each named after its kind; of all together one page,
+    <stem>.html, whose path is returned. changes: comparisons with earlier results by kind.
+
+    Everything is written beside its place first and renamed last, so that an interrupted run leaves the earlier
+    results whole.
+    """
+    from benchmarks.report import pictures
+    from benchmarks.report.kinds import kind_named
+    from benchmarks.report.result_page import result_page
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
+        draft = Path(name)
+        for result in results:
+            kind = kind_named(result["kind"])
+            (draft / f"{kind.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            (draft / f"{kind.name}.md").write_text(in_markdown(kind, result, changes.get(kind.name)), encoding="utf-8")
+            write_csv(kind, result, draft / f"{kind.name}.csv")
+            for picture in kind.pictures(result):
+                pictures.save(picture, result["environment"], draft)
+        (draft / f"{stem}.html").write_text(result_page(results, changes), encoding="utf-8")
+        for path in sorted(draft.iterdir()):
+            path.replace(folder / path.name)
+    return folder / f"{stem}.html"
+
+
+def in_markdown(kind: "Kind", result: dict, change: "Table | None") -> str:
+    """Title, where it was measured, every table, what has no number, and how it was measured."""
+    from benchmarks.measure.environment import busy_warning, one_line
+    from benchmarks.report.tables import markdown
+
+    stamp = " ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])]))
+    tables = [*([change] if change else []), *all_tables(kind, result)]
+    parts = [f"# {kind.title}\n", f"{stamp}\n", *map(markdown, tables), f"## Method\n\n{kind.method(result)}\n"]
+    return "\n".join(parts)
+
+
+def all_tables(kind: "Kind", result: dict) -> "list[Table]":
+    """The kind's own, and the rows that have no number, if there are any."""
+    from benchmarks.report.kinds import rows_without_numbers
+    from benchmarks.report.tables import Table
+
+    missing = rows_without_numbers(kind, result)
+    header = ["section", "row", "status", "reason"]
+    return [*kind.tables(result), *([Table("Without a number", "", header, missing)] if missing else [])]
+
+
+def write_csv(kind: "Kind", result: dict, path: Path) -> None:
+    """A line per row and quantity: its keys, how many samples, their median, 10th and 90th percentile."""
+    keys = list(dict.fromkeys(key for own in kind.sections().values() for key in own))
+    numbers = ("quantity", "unit", "samples", "median", "p10", "p90")
+    fields = ["section", *keys, *numbers, "status", "detail", "gate_passed"]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fields, extrasaction="ignore")
+        writer.writeheader()
+        for measure in kind.measures:
+            for row in result[measure.section]:
+                values = list(measure.samples(row)) if row["status"] == "ok" else []
+                if not values and row["status"] == "ok":
+                    continue  # the row is not about this quantity
+                line = {key: row[key] for key in ("status", "detail", *measure.keys)}
+                line |= {"section": measure.section, "quantity": measure.field, "unit": measure.unit}
+                line |= {"samples": len(values), "gate_passed": row.get("gate", {}).get("passed", "")}
+                writer.writerow(line | (spread(values) if values else {}))
+
+
+def spread(samples: Iterable[float]) -> dict[str, float]:
+    """{"median", "p10", "p90"}."""
+    values = sorted(samples)
+    cuts = quantiles(values, n=10, method="inclusive") if len(values) > 1 else [values[0]] * 9
+    return {"median": median(values), "p10": cuts[0], "p90": cuts[-1]}

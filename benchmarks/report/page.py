@@ -2,8 +2,30 @@
 
 import html
 from collections.abc import Iterable
+from typing import Any
 
-from benchmarks.shapes import GIB, Layer
+from benchmarks.report.tables import Table
+from benchmarks.shapes import GIB
+
+WITHOUT_NUMBER = ("out of memory", "timeout", "gate failed", "error", "not applicable")
+
+
+def table_section(table: Table, level: int = 2) -> str:
+    """Heading of that level, caption, table; cells that say why there is no number stand out."""
+    head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in table.header)
+    body = "".join(
+        f"<tr><th scope=row>{html.escape(label)}</th>{''.join(map(_cell, cells))}</tr>" for label, *cells in table.rows
+    )
+    caption = f"<p>{html.escape(table.caption)}</p>" if table.caption else ""
+    return (
+        f"<h{level}>{html.escape(table.title)}</h{level}>{caption}"
+        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(text: str) -> str:
+    is_bad = text in WITHOUT_NUMBER
+    return f"<td{' class=bad' if is_bad else ''}>{html.escape(text)}</td>"
 
 
 def whole_page(title: str, stamp: str, sections: Iterable[str]) -> str:
@@ -12,25 +34,26 @@ def whole_page(title: str, stamp: str, sections: Iterable[str]) -> str:
     return head.replace("@body@", "\n".join(sections))
 
 
-def themed_figure(svgs: dict[str, list[str]], label: str) -> str:
+def themed_figure(svgs: dict[str, list[str]], label: str, name: str = "") -> str:
     """Panels side by side, or below each other where the page is narrow. svgs: the panels by the name of their theme,
-    of which the page shows the reader's; label: for those who cannot see the panels."""
+    of which the page shows the reader's; label: for those who cannot see the panels; name: another one for every
+    figure of a page."""
     parts = []
     for theme, panels in svgs.items():
         for index, svg in enumerate(panels):
             body = svg[svg.index("<svg") :]  # without the XML prologue, which HTML does not take
             for kind in ('id="', "url(#", 'xlink:href="#'):  # several figures in one page: keep their ids apart
-                body = body.replace(kind, f"{kind}{theme}{index}-")
+                body = body.replace(kind, f"{kind}{name}{theme}{index}-")
             parts.append(f'<div class="panel {theme}">{body}</div>')
     return f'<figure role="img" aria-label="{html.escape(label)}">{"".join(parts)}</figure>'
 
 
-def legend(entries: Iterable[tuple[Layer, str, bool]]) -> str:
-    """(layer, label, whether its mark is filled)."""
+def legend(entries: Iterable[tuple[Any, str, bool]]) -> str:
+    """(what has a `color` on light and on dark ground and a `marker`, label, whether its mark is filled)."""
     items = []
-    for layer, label, is_filled in entries:
-        shape = MARKS[layer.marker].format(fill="currentColor" if is_filled else "none")
-        style = f"--on-light:{layer.color[0]};--on-dark:{layer.color[1]}"
+    for entry, label, is_filled in entries:
+        shape = MARKS[entry.marker].format(fill="currentColor" if is_filled else "none")
+        style = f"--on-light:{entry.color[0]};--on-dark:{entry.color[1]}"
         mark = f'<svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">{shape}</svg>'
         items.append(f'<li><span class=mark style="{style}">{mark}</span>{html.escape(label)}</li>')
     return f"<ul class=legend>{''.join(items)}</ul>"

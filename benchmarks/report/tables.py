@@ -20,8 +20,8 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """A section: heading, table, caption."""
-    return "\n\n".join(filter(None, [f"## {table.title}", grid(table.header, table.rows), table.caption])) + "\n"
+    """A section: heading, caption, table."""
+    return "\n\n".join(filter(None, [f"## {table.title}", table.caption, grid(table.header, table.rows)])) + "\n"
 
 
 def grid(header: list[str], rows: list[list[str]]) -> str:

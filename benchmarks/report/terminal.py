@@ -7,8 +7,10 @@ from statistics import median
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
+from rich.text import Text
 
+from benchmarks.report.tables import Table
 from benchmarks.shapes import GIB, layer_named
 
 MIB = 2**20
@@ -41,10 +43,21 @@ def progress_bar() -> Iterator[Callable[[str, float, float], None]]:
 
 def stdout_console() -> Console:
     """As wide as the terminal; wide enough for a table where there is none."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def memory_table(result: dict) -> Iterator[Table]:
+def table(description: Table) -> RichTable:
+    """Title, table, caption."""
+    made = RichTable(title=description.title, title_justify="left", title_style="bold",
+                     caption=description.caption or None, caption_justify="left")  # fmt: skip
+    for index, name in enumerate(description.header):
+        made.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+    for row in description.rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def memory_table(result: dict) -> Iterator[RichTable]:
     """One table per quantity: layers down, frames across."""
     frames = result["settings"]["frames"]
     network = result["settings"]["network"]
@@ -57,8 +70,9 @@ def memory_table(result: dict) -> Iterator[Table]:
         yield _table(title, result["saved"], frames, lambda row: f"{row['saved_bytes'] / GIB:.2f}")
 
 
-def _modes_table(rows: list[dict]) -> Table:
-    table = Table(title='Time of a training step, memory "lean" over "fast"', title_justify="left", title_style="bold")
+def _modes_table(rows: list[dict]) -> RichTable:
+    title = 'Time of a training step, memory "lean" over "fast"'
+    table = RichTable(title=title, title_justify="left", title_style="bold")
     table.add_column("temporal layer")
     table.add_column(f"{rows[0]['frames']} frames", justify="right")
     for row in rows:
@@ -80,8 +94,8 @@ def _seconds(row: dict) -> str:
     return f"{median(row['step_seconds']):.2f}"
 
 
-def _table(title: str, rows: list[dict], frames: list[int], cell: Callable[[dict], str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _table(title: str, rows: list[dict], frames: list[int], cell: Callable[[dict], str]) -> RichTable:
+    table = RichTable(title=title, title_justify="left", title_style="bold")
     table.add_column("temporal layer")
     table.add_column("parameters", justify="right")
     for count in frames:

@@ -1,0 +1,88 @@
+"""The page of one or several results: contents, pictures, tables, gates, method, environment. Needs nothing else."""
+
+import html
+
+from benchmarks.measure.environment import busy_warning, one_line
+from benchmarks.report.files import all_tables
+from benchmarks.report.kinds import Kind, about, kind_named
+from benchmarks.report.page import environment_table, legend, table_section, themed_figure, whole_page
+from benchmarks.report.pictures import Picture, panel_svgs
+from benchmarks.report.plots import THEMES
+from benchmarks.report.tables import Table
+
+TITLE = "Temporal layers of video diffusion, measured"
+
+
+def result_page(results: list[dict], changes: dict[str, Table]) -> str:
+    """changes: comparisons with earlier results by kind."""
+    sections, contents = [], []
+    for result in results:
+        kind = kind_named(result["kind"])
+        body = [_picture(kind, index, picture) for index, picture in enumerate(kind.pictures(result))]
+        change = changes.get(kind.name)
+        tables = [*([change] if change else []), *all_tables(kind, result)]
+        for index, table in enumerate(tables):
+            body.append(f'<div id="{kind.name}-{index}">{table_section(table, 3)}</div>')
+        body += [_gates(kind, result), f"<h3>How it was measured</h3><p>{html.escape(kind.method(result))}</p>"]
+        warning = busy_warning(result["environment"])
+        head = f"<h2>{html.escape(kind.title)}</h2>" + (f"<p class=bad>{html.escape(warning)}</p>" if warning else "")
+        sections.append(f'<section id="{kind.name}">{head}{"".join(body)}</section>')
+        contents.append(_contents(kind, tables))
+    environments = {one_line(result["environment"]): result["environment"] for result in results}
+    seconds = dict.fromkeys(environments, 0.0)
+    for result in results:
+        seconds[one_line(result["environment"])] += result["wall_seconds"]
+    sections += [environment_table(environment, seconds[line]) for line, environment in environments.items()]
+    stamp = " · ".join(environments)
+    return whole_page(TITLE, stamp, [f"<nav>{''.join(contents)}</nav>", *sections])
+
+
+def _contents(kind: Kind, tables: list[Table]) -> str:
+    """Links to the kind and, folded, to its tables."""
+    links = "".join(
+        f'<li><a href="#{kind.name}-{index}">{html.escape(table.title)}</a></li>' for index, table in enumerate(tables)
+    )
+    return (
+        f'<details><summary><a href="#{kind.name}">{html.escape(kind.title)}</a>: {len(tables)} tables</summary>'
+        f"<ul>{links}</ul></details>"
+    )
+
+
+def _picture(kind: Kind, index: int, picture: Picture) -> str:
+    svgs = {theme.name: panel_svgs(picture, theme) for theme in THEMES}
+    return themed_figure(svgs, picture.label, f"{kind.name}{index}") + legend(picture.legend)
+
+
+def _gates(kind: Kind, result: dict) -> str:
+    """Every row that has a gate, with its checks; those of one thing folded together."""
+    lines, passed, total = [], 0, 0
+    for section, keys in kind.sections().items():
+        for row in result[section]:
+            gate = row.get("gate")
+            if not gate:
+                continue
+            total += 1
+            passed += gate["passed"]
+            verdict = "passed" if gate["passed"] else "<b class=bad>failed</b>"
+            checks = "".join(map(_check, gate["checks"]))
+            lines.append(
+                f"<details><summary>{html.escape(f'{section}: {about(row, keys)}')}: {verdict}, {len(gate['checks'])} "
+                "checks</summary><div class=scroll><table><thead><tr><th>check</th><th>value</th><th>at most</th>"
+                f"<th>passed</th></tr></thead><tbody>{checks}</tbody></table></div></details>"
+            )
+    return (
+        f"<h3>Correctness gate</h3><p>{passed} of {total} rows that reached their gate passed it; what did not has no "
+        f"numbers.</p><details><summary>all {total}</summary>{''.join(lines)}</details>"
+    )
+
+
+def _check(check: dict) -> str:
+    verdict = "yes" if check["passed"] else "<b class=bad>no</b>"
+    return (
+        f"<tr><td>{html.escape(check['name'])}</td><td>{_number(check['value'])}</td><td>{_number(check['bound'])}</td>"
+        f"<td>{verdict}</td></tr>"
+    )
+
+
+def _number(value) -> str:
+    return f"{value:.3g}" if isinstance(value, float | int) else html.escape(str(value))
