@@ -96,11 +96,13 @@ def _pass(config: TrainingConfig, network: UNet3D) -> tuple[int, int, int]:
     diffusion, data = config.diffusion.process(), config.data
     x0 = torch.zeros(config.batch, config.network.channels, data.frames, data.size, data.size)
     t, noise = torch.zeros(config.batch, dtype=torch.long), torch.zeros_like(x0)
-    low = LOW.get(config.precision)
+    cond_dim, low = config.network.cond_dim, LOW.get(config.precision)
+    cond = None if cond_dim is None else torch.zeros(config.batch, cond_dim)
+    cond_drop = None if cond_dim is None else torch.zeros(config.batch, dtype=torch.bool)
 
     def loss() -> Tensor:
         with torch.autocast("cpu", low, enabled=low is not None):
-            predicted = network(diffusion.q_sample(x0, t, noise), t)
+            predicted = network(diffusion.q_sample(x0, t, noise), t, cond, cond_drop=cond_drop)
         return diffusion.training_loss(lambda x_t, t: predicted.float(), x0, t, noise)
 
     with FlopCounterMode(display=False, custom_mapping=formulas()) as counter:

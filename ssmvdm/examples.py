@@ -3,8 +3,9 @@
 Neither the batch size, nor the number of processes, nor where a run was interrupted changes an example.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,30 +13,67 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ssmvdm.data.embeddings import check_captions, read_embeddings
+from ssmvdm.data.files import FileSource
 from ssmvdm.data.source import ClipSource
 from ssmvdm.diffusion import to_model_range
+from ssmvdm.training_config import TrainingConfig
 
 
 class Example(NamedTuple):
-    """x0 (3, f, h, w) in [-1, 1], step t (), noise like x0; a batch of them has a leading axis."""
+    """x0 (3, f, h, w) in [-1, 1], step t (), noise like x0; a batch of them has a leading axis.
+
+    cond (cond_dim,): the vector of the clip's caption. cond_drop () bool: whether to learn without it. With no
+    condition, (0,) and false.
+    """
 
     x0: Tensor
     t: Tensor
     noise: Tensor
+    cond: Tensor
+    cond_drop: Tensor
+
+
+class Condition(NamedTuple):
+    """vectors: caption -> (cond_dim,). drop: share of the examples that get the null embedding."""
+
+    vectors: Mapping[str, Tensor]
+    drop: float
 
 
 class Examples(Dataset):
     """examples[n] of the run with this seed."""
 
-    def __init__(self, source: ClipSource, seed: int, timesteps: int):
-        self.source, self.seed, self.timesteps = source, seed, timesteps
+    def __init__(self, source: ClipSource, seed: int, timesteps: int, condition: Condition | None = None):
+        self.source, self.seed, self.timesteps, self.condition = source, seed, timesteps, condition
 
     def __getitem__(self, number: int) -> Example:
         # NumPy's generator has 128 bits of seed; torch's on the CPU has 32, and long runs would draw some noise twice.
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
-        x0 = to_model_range(torch.from_numpy(self.source.training_clip(self.seed, number).video))
+        clip = self.source.training_clip(self.seed, number)
+        x0 = to_model_range(torch.from_numpy(clip.video))
         t = torch.tensor(generator.integers(self.timesteps))
-        return Example(x0, t, torch.from_numpy(generator.standard_normal(tuple(x0.shape), dtype=np.float32)))
+        noise = torch.from_numpy(generator.standard_normal(tuple(x0.shape), dtype=np.float32))
+        if self.condition is None:
+            return Example(x0, t, noise, torch.empty(0), torch.tensor(False))
+        vectors, drop = self.condition
+        return Example(x0, t, noise, vectors[str(clip.caption)], torch.tensor(generator.random() < drop))
+
+
+def open_condition(config: TrainingConfig, source: ClipSource) -> Condition | None:
+    """What a network with a condition is shown beside the clips; None for one without. ValueError if it cannot be."""
+    if config.network.cond_dim is None:
+        return None
+    if config.data.embeddings is None:
+        raise ValueError("data.embeddings: a network with cond_dim needs the vectors of the captions, got None")
+    videos = source.training if isinstance(source, FileSource) else ()
+    silent = next((video.path for video in videos if not video.captions), None)
+    if silent is not None:
+        raise ValueError(f"data.embeddings: {silent} has no caption that could have a vector")
+    path = Path(config.data.embeddings)
+    vectors = read_embeddings(path, config.network.cond_dim)
+    check_captions((caption for video in videos for caption in video.captions), vectors, path)
+    return Condition(vectors, config.cond_drop)
 
 
 class Numbers:

@@ -31,7 +31,7 @@ from ssmvdm.checkpoint import State
 from ssmvdm.data.export import replacing, write_gif
 from ssmvdm.data.source import open_source
 from ssmvdm.ema import averaged
-from ssmvdm.examples import Example, Examples, Numbers, batches
+from ssmvdm.examples import Example, Examples, Numbers, batches, open_condition
 from ssmvdm.run_log import RunLog
 from ssmvdm.sampling import sample_videos
 from ssmvdm.training_config import TrainingConfig
@@ -103,7 +103,8 @@ class Run:
 
     def __init__(self, config: TrainingConfig, folder: Path, resume: bool = True):
         self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
-        self.examples = Examples(open_source(config.data), config.seed, config.diffusion.timesteps)
+        source = open_source(config.data)
+        self.examples = Examples(source, config.seed, config.diffusion.timesteps, open_condition(config, source))
         found = _found(config, self.checkpoints, resume)
         self.accelerator = accelerator = _accelerator(config)
         self.is_main, device = accelerator.is_main_process, accelerator.device
@@ -165,12 +166,15 @@ class Run:
             self.write_samples()
 
     def write_samples(self) -> Path:
-        """folder/samples/step-N.gif, a few videos from the averaged weights."""
+        """folder/samples/step-N.gif, a few videos from the averaged weights; of a network with a condition, under those
+        of the first examples."""
         config, data = self.config, self.config.data
         steps = min(config.sample_steps, config.diffusion.timesteps)
+        is_conditional = config.network.cond_dim is not None
+        cond = torch.stack([self.examples[n].cond for n in range(config.samples)]) if is_conditional else None
         videos = sample_videos(
             self.ema.module, self.diffusion, config.samples, data.frames, data.size, sampler="ddim", steps=steps,
-            seed=config.seed, batch=config.batch,
+            seed=config.seed, batch=config.batch, cond=cond,
         )  # fmt: skip
         path = self.folder / "samples" / f"step-{self.step}.gif"
         path.parent.mkdir(exist_ok=True)
@@ -183,8 +187,10 @@ class Run:
         return Numbers(self.examples_seen, self.config.batch, accelerator.process_index, accelerator.num_processes)
 
     def _loss(self, batch: Example) -> Tensor:
-        x0, t, noise = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
-        return self.diffusion.training_loss(self.model, x0, t, noise)
+        x0, t, noise, *condition = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+        is_conditional = self.config.network.cond_dim is not None
+        shown = dict(zip(("cond", "cond_drop"), condition, strict=True)) if is_conditional else {}
+        return self.diffusion.training_loss(self.model, x0, t, noise, **shown)
 
     def _state(self) -> State:
         moments = self.optimizer.optimizer.state
@@ -253,7 +259,8 @@ def _found(config: TrainingConfig, checkpoints: Path, resume: bool) -> State | N
     for reason in loaded.refused:
         warnings.warn(f"{loaded.path} is resumed; a newer one is refused: {reason}", stacklevel=4)
     ours, theirs = asdict(config), asdict(loaded.state.config)
-    theirs["data"]["path"] = ours["data"]["path"]  # the same data may lie somewhere else by now
+    for place in ("path", "embeddings"):  # the same data may lie somewhere else by now
+        theirs["data"][place] = ours["data"][place]
     changed = [name for name in ours if name not in FREE and ours[name] != theirs[name]]
     if changed:
         told = ", ".join(f"{name} was {theirs[name]!r} and is {ours[name]!r}" for name in changed)

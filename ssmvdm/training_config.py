@@ -64,6 +64,9 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     """Of the averaged weights, which samples are made with."""
 
+    cond_drop: float = 0.1
+    """Of a network with a condition: share of the clips that it learns from without one, for guidance."""
+
     precision: str = "fp32"
     """fp32; or bf16 or fp16 for mixed precision: weights, averages and moments stay float32."""
 
@@ -106,11 +109,13 @@ class TrainingConfig:
             _check_number("clip_norm", self.clip_norm, 0.0, math.inf)
         if self.ema_decay != 0:
             _check_number("ema_decay", self.ema_decay, 0.0, 1.0)
+        if self.cond_drop not in (0, 1):
+            _check_number("cond_drop", self.cond_drop, 0.0, 1.0)
         check_choice("precision", self.precision, PRECISIONS)
         if not isinstance(self.compile, bool):
             raise ValueError(f"compile must be True or False, got {self.compile!r}")
-        if self.network.cond_dim is not None:
-            raise ValueError(f"network.cond_dim must be None, got {self.network.cond_dim}: clips come without a vector")
+        if self.network.cond_dim is None and self.data.embeddings is not None:
+            raise ValueError("data.embeddings: needs a network with cond_dim, this one has none")
         multiple = self.network.frame_multiple
         if self.data.size % multiple:
             raise ValueError(f"data.size must be a multiple of {multiple} for this network, got {self.data.size}")
@@ -158,13 +163,13 @@ def _first_version(data: str, frames: int, size: int = 32, timesteps: int = 256,
 _DEMO = TrainingConfig(
     network=UNet3DConfig(base_channels=16, channel_mults=(1, 2), temporal=TemporalConfig(heads=2)),
     data=DataConfig("maze", frames=16, size=16),
-    steps=700,
+    steps=500,
     batch=4,
     learning_rate=3e-3,
     clip_norm=1.0,
     ema_decay=0.99,
-    checkpoint_every=175,
-    sample_every=700,
+    checkpoint_every=125,
+    sample_every=500,
 )
 
 # Of data sets on disk the place is the user's to say: --data.path. The paper merged training and test videos, which is

@@ -14,6 +14,7 @@ from ssmvdm.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from ssmvdm.sample_folder import SampleFolder
 
@@ -59,6 +60,15 @@ class SampleOptions:
 
     batch: int = 8
     """Videos computed together. It changes no noise, and a video by rounding only."""
+
+    captions: tuple[str, ...] = ()
+    """What the videos of a network with a condition show, in turns. Default: nothing in particular."""
+
+    embeddings: Path | None = None
+    """A safetensors file with the captions' vectors. Default: the one it was trained with."""
+
+    guidance: float = 1.0
+    """How far to go towards the captions: 1 as the network predicts, more is closer to them and less varied."""
 
     dynamic_threshold: float | None = None
     """Quantile of each predicted video that its values are scaled into [-1, 1] by. Default: they are clipped."""
@@ -132,11 +142,18 @@ def _check(options: SampleOptions) -> None:
         raise InputError(f"--fps: expected a number above 0 and at most 100, got {options.fps}")
     if options.long is not None and options.frames is not None:
         raise InputError("--long and --frames: both say how many frames, expected one of them")
+    for name, value in (("embeddings", options.embeddings), ("guidance", options.guidance != 1)):
+        if value and not options.captions:
+            raise InputError(f"--{name}: belongs to --captions")
+    if not math.isfinite(options.guidance):
+        raise InputError(f"--guidance: expected a finite number, got {options.guidance}")
     if options.interpolate is None and options.level is not None:
         raise InputError("--level: belongs to --interpolate")
     if options.interpolate is not None:
         if options.sampler not in ("ddpm", "ddim"):
             raise InputError(f"--interpolate: goes with --sampler ddpm or ddim, got {options.sampler}")
+        if options.captions:
+            raise InputError("--interpolate: goes without --captions")
         if (options.frames, options.long, options.size) != (None, None, None):
             raise InputError("--interpolate: has frames and size from its videos, expected no --frames, --long, --size")
         if options.count < 2:
@@ -168,7 +185,6 @@ def _job(options: SampleOptions) -> Job:
         "sampler": options.sampler,
         "steps": options.steps,
         "eta": options.eta,
-        "guidance": None,  # a trained network here is unconditional
         "dynamic_threshold": options.dynamic_threshold,
         "seed": options.seed,
     }
@@ -181,8 +197,31 @@ def _new(options: SampleOptions, model, diffusion, data) -> tuple[Sample, dict]:
 
     frames = options.frames if options.frames is not None else data.frames * (options.long or 1)
     size = options.size if options.size is not None else data.size
-    how = (options.sampler, options.steps, options.eta, options.seed)
-    return batch_sampler(model, diffusion, frames, size, *how), {"frames": frames, "size": size}
+    cond, shown = _condition(options, model, data)
+    how = (options.sampler, options.steps, options.eta, options.seed, cond, options.guidance)
+    return batch_sampler(model, diffusion, frames, size, *how), {"frames": frames, "size": size} | shown
+
+
+def _condition(options: SampleOptions, model, data) -> "tuple[Tensor | None, dict]":
+    """The vectors of all samples, (count, cond_dim), and what a record says of them; nothing without captions."""
+    import torch
+
+    from ssmvdm.data.embeddings import check_captions, read_embeddings
+    from ssmvdm.digests import tensors_digest
+
+    if not options.captions:
+        return None, {}
+    if model.config.cond_dim is None:
+        raise InputError("--captions: need a network with a condition, this one has none")
+    path = options.embeddings or (data.embeddings and Path(data.embeddings))
+    if not path:
+        raise InputError("--captions: need --embeddings, the run names none")
+    vectors = read_embeddings(path, model.config.cond_dim)
+    check_captions(options.captions, vectors, path)
+    cond = torch.stack([vectors[caption] for caption in options.captions])
+    turns = torch.arange(options.count) % len(cond)
+    shown = {"captions": list(options.captions), "guidance": options.guidance}
+    return cond[turns], shown | {"captions_sha256": tensors_digest({"cond": cond})}
 
 
 def _between(options: SampleOptions, model, diffusion, data) -> tuple[Sample, dict]:

@@ -5,7 +5,8 @@
     minerl        MineRL Navigate: train/N.npy and test/N.npy, 500 frames of 64 x 64
     gqn-mazes     the same with 300 frames of 64 x 64; the .mp4 files it ships as are fine too
     carla         CARLA Town01 without traffic: the same with 1000 frames of 128 x 128
-    ucf101        a folder per class with .avi files, trainlist01.txt and testlist01.txt, anywhere below the path
+    ucf101        a folder per class with .avi files, trainlist01.txt and testlist01.txt, anywhere below the path; the
+                  class is the video's caption
     msrvtt        videoN.mp4 and the JSON files with "videos" and "sentences", anywhere below the path; held out is the
                   split "test", or "validate" where there is none
     moving-mnist  mnist_test_seq.npy (20, videos, 64, 64), or a folder with it; the last tenth is held out
@@ -70,7 +71,7 @@ def split_ucf101(root: Path) -> Split:
         if missing:
             example = "/".join(missing[0])
             raise ValueError(f"path: {len(missing)} videos of {list_name} are not below {root}, for example {example}")
-        halves.append(_files(root, (by_name[name] for name in listed)))
+        halves.append(tuple(VideoFile(root / by_name[name], captions=name[:1]) for name in listed))
     return halves[0], halves[1]
 
 

@@ -36,6 +36,8 @@ class DataConfig:
         form that ssmvdm.data.datasets describes.
     frames: of a clip. size: height and width in pixels.
     path: where the data set on disk is. A configuration may leave it open, `open_source` needs it.
+    embeddings: a safetensors file with a vector for each caption (`ssmvdm.data.embeddings`), which a network with a
+        condition is shown; of data sets on disk that have captions.
     merge_splits: training clips and held-out clips both come from all videos, as in the paper's runs. By default no
         video is in both.
     max_unusable: the largest share of the videos that may turn out to be broken, too short or of the wrong shape.
@@ -47,6 +49,7 @@ class DataConfig:
     frames: int = 16
     size: int = 32
     path: str | None = None
+    embeddings: str | None = None
     merge_splits: bool = False
     max_unusable: float = 0.1
 
@@ -55,15 +58,16 @@ class DataConfig:
         if self.name not in known:
             raise ValueError(f"name must be one of {', '.join(known)}, got {self.name!r}")
         check_clip_arguments(0, self.frames, self.size)
-        if self.path is not None and not isinstance(self.path, str):
-            raise ValueError(f"path must be text or None, got {self.path!r}")
+        for name in ("path", "embeddings"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} must be text or None, got {getattr(self, name)!r}")
         if not isinstance(self.merge_splits, bool):
             raise ValueError(f"merge_splits must be True or False, got {self.merge_splits!r}")
         is_share = isinstance(self.max_unusable, int | float) and 0 <= self.max_unusable <= 1
         if not is_share or isinstance(self.max_unusable, bool):
             raise ValueError(f"max_unusable must be a number from 0 to 1, got {self.max_unusable!r}")
         if self.name in PROCEDURAL:
-            for name in ("path", "merge_splits"):
+            for name in ("path", "embeddings", "merge_splits"):
                 if getattr(self, name):
                     raise ValueError(f"{name} is for data sets on disk, {self.name!r} is computed")
         elif self.frames > (DATA_SETS[self.name].frames or self.frames):

@@ -86,7 +86,7 @@ def errors(*checkpoints) -> list[float]:
         torch.manual_seed(RUN.seed)
         network = UNet3D(RUN.network).double()
     examples = [Examples(open_source(RUN.data), RUN.seed, 8)[n] for n in range(4)]
-    x0, t, noise = (torch.stack(parts) for parts in zip(*examples, strict=True))
+    x0, t, noise, *_ = (torch.stack(parts) for parts in zip(*examples, strict=True))
     GaussianDiffusion(8).training_loss(network, x0.double(), t, noise.double()).backward()
     gradients = {f"{name}.exp_avg": parameter.grad.flatten() for name, parameter in network.named_parameters()}
     truth = torch.cat([gradients[name] for name in sorted(gradients)])
