@@ -23,6 +23,7 @@
 #error "SSMVDM_ARCHITECTURES must say what the kernels are compiled for, as in 8.0:9.0+PTX"
 #endif
 #if defined(SSMVDM_EMULATED)
+#include "emulator_control.h"
 #define SSMVDM_NAMESPACE ssmvdm_emulated
 #define SSMVDM_DISPATCH_KEY CPU
 #else
@@ -39,11 +40,11 @@ namespace ssmvdm {
 namespace {
 
 #if defined(SSMVDM_EMULATED)
-struct OnDevice {
-  explicit OnDevice(int32_t) {}
-  void* stream() const { return nullptr; }
-};
+using emulator::current_stream;
+using emulator::DeviceGuard;
 #else
+using torch::stable::accelerator::DeviceGuard;
+
 // A function of torch's CUDA library, which CPU builds do not have and which is therefore not linked: looked up in the
 // copy that `import torch` has loaded.
 void* torch_cuda_function(const char* name) {
@@ -56,24 +57,15 @@ void* torch_cuda_function(const char* name) {
 #endif
 }
 
-// Makes the device of the tensors the current one for a while.
-class OnDevice {
- public:
-  explicit OnDevice(int32_t index) : index_(index), guard_(index) {}
-  void* stream() const {
-    using CurrentStream = AOTITorchError (*)(int32_t, void**);
-    static const auto current_stream =
-        reinterpret_cast<CurrentStream>(torch_cuda_function("aoti_torch_get_current_cuda_stream"));
-    STD_TORCH_CHECK(current_stream != nullptr, "this build of torch has no CUDA streams");
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(current_stream(index_, &stream));
-    return stream;
-  }
-
- private:
-  const int32_t index_;
-  torch::stable::accelerator::DeviceGuard guard_;
-};
+void* current_stream(int32_t index) {
+  using CurrentStream = AOTITorchError (*)(int32_t, void**);
+  static const auto function =
+      reinterpret_cast<CurrentStream>(torch_cuda_function("aoti_torch_get_current_cuda_stream"));
+  STD_TORCH_CHECK(function != nullptr, "this build of torch has no CUDA streams");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(function(index, &stream));
+  return stream;
+}
 #endif
 
 // Of the current device, whose index this is.
@@ -109,8 +101,8 @@ void run(const Tensors& tensors, const Args& args, const char* (*launcher)(const
                   described(tensors));
   const Tensor& first = tensors.first();
   const int32_t index = first.device().index();
-  const OnDevice device(index);
-  cuda::Launch launch{device.stream(), limits_of(index), nullptr};
+  const DeviceGuard guard(index);
+  cuda::Launch launch{current_stream(index), limits_of(index), nullptr};
   constexpr int64_t kAlignment = 256;
   const int64_t bytes = workspace_bytes ? workspace_bytes(args, launch.device) : 0;
   const Tensor workspace = contiguous_empty({bytes ? bytes + kAlignment : 0}, ScalarType::Byte, first);

@@ -77,6 +77,8 @@ Outcome& last_outcome();
 
 // What a device would refuse of a launch, in words.
 std::string problem_of(dim3 grid, dim3 block, std::size_t shared_bytes);
+// Whether work on this stream runs on the current device, after what its tensors still wait for.
+bool takes(const void* stream);
 
 SSMVDM_UNCHECKED inline int lane_of_thread() {
   return int(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31;
@@ -144,10 +146,11 @@ inline void barrier_of(int id, int threads, SSMVDM_HERE) {
   emulator::block_barrier(id, threads, file, line);
 }
 
-// Launches at once; the stream is that of a device without any other work.
+// Launches at once: the device has no other work. The stream must be the one of the current device all the same.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t,
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
+  if (!emulator::takes(stream)) return cudaErrorInvalidResourceHandle;
   using Values = std::tuple<void (*)(Parameters...), Parameters...>;
   const Values values(kernel, static_cast<Parameters>(arguments)...);
   const auto body = [](const void* context) {

@@ -22,4 +22,20 @@ struct Counters {
 };
 Counters& counters();
 
+// At first device 0, whose only stream is null: so launches a program that knows no others. Tensors are on device 1:
+// whoever has them makes it the current one and launches on its stream. Not per thread, as on a device: of what a thread
+// has for itself the emulator makes shared memory.
+int32_t& current_device();
+void* stream_of(int32_t device);
+void* current_stream(int32_t tensor_device);
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t tensor_device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+
+ private:
+  const int32_t before_;
+};
+
 }  // namespace ssmvdm::emulator

@@ -20,6 +20,28 @@ Outcome& last_outcome() {
   return value;
 }
 
+int32_t& current_device() {
+  static int32_t value = 0;
+  return value;
+}
+void* stream_of(int32_t device) {
+  static char streams[2];
+  return device == 0 ? nullptr : streams + device;
+}
+void* current_stream(int32_t) { return stream_of(1); }
+DeviceGuard::DeviceGuard(int32_t) : before_(std::exchange(current_device(), 1)) {}
+DeviceGuard::~DeviceGuard() { current_device() = before_; }
+bool takes(const void* stream) {
+  const int32_t device = current_device();
+  if (stream == stream_of(device)) return true;
+  const std::string current = std::to_string(device), other = std::to_string(1 - device);
+  last_outcome() = {cudaErrorInvalidResourceHandle,
+                    stream == stream_of(1 - device)
+                        ? "a kernel was launched on the stream of device " + other + ", the current one is " + current
+                        : "a kernel was launched on a stream that no device has"};
+  return false;
+}
+
 float unit_error(float x) {
   if (settings().exact_functions) return 0.f;
   return uint32_t(to_bits(x)) * 2654435761u >> 31 ? 1.f : -1.f;
@@ -54,7 +76,7 @@ const char* cudaGetErrorString(cudaError_t error) {
   return words.empty() ? "an error that the emulator did not cause" : words.c_str();
 }
 cudaError_t cudaGetDevice(int* index) {
-  *index = 0;
+  *index = current_device();
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {

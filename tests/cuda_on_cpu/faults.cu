@@ -272,6 +272,7 @@ struct Fault {
   Kernel kernel[2];  // right, wrong
   dim3 grid = kBlocks, block = kThreads;
   std::size_t shared_bytes = kThreads * sizeof(float);
+  int32_t device = 0;  // whose stream it is launched on; device 0 is the current one
 };
 #define SSMVDM_FAULT(name)             \
   {                                    \
@@ -306,6 +307,7 @@ const Fault kFaults[] = {
     {"grid_too_high", {right<false>, right<true>}, dim3(kBlocks, 65536)},
     {"block_too_large", {right<false>, right<true>}, kBlocks, 1025},
     {"too_much_shared_memory", {right<false>, right<true>}, kBlocks, kThreads, 227 * 1024 + 1},
+    {"stream_of_another_device", {right<false>, right<true>}, kBlocks, kThreads, 0, 1},
 };
 
 std::string text;
@@ -316,8 +318,9 @@ const char* verdict(const Fault& fault, bool is_wrong) {
   std::vector<float> in(kCount), out(kCount, -1.f);
   for (int i = 0; i < kCount; ++i) in[i] = float(i);
   ssmvdm::emulator::counters() = {};
-  const cudaError_t status = launch(fault.kernel[is_wrong], shape.grid, shape.block, shape.shared_bytes, cudaStream_t{},
-                                    out.data(), in.data());
+  const cudaError_t status = launch(fault.kernel[is_wrong], shape.grid, shape.block, shape.shared_bytes,
+                                    static_cast<cudaStream_t>(ssmvdm::emulator::stream_of(shape.device)), out.data(),
+                                    in.data());
   text = status == cudaSuccess ? "" : cudaGetErrorString(status);
   for (int i = 0; i < kCount && text.empty(); ++i)
     if (out[i] != in[i ^ 1]) text = "wrong values";
