@@ -8,6 +8,7 @@ import tyro
 
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
+from ssmvdm.json_file import read_object
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,11 @@ def run_data(options: ConvertDataOptions) -> None:
 
 
 def run_checkpoint(options: ConvertCheckpointOptions) -> None:
-    import json
-
     from ssmvdm.checkpoint import save
     from ssmvdm.data.source import DataConfig
     from ssmvdm.paper_checkpoint import state_from_paper
 
-    try:
-        arguments = json.loads(options.arguments.read_text(encoding="utf-8"))
-        if not isinstance(arguments, dict):
-            raise ValueError(f"expected arguments by name, got {type(arguments).__name__}")
-    except OSError as error:
-        raise InputError(f"cannot read {options.arguments}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{options.arguments} does not hold the network's arguments as JSON: {error}") from error
+    arguments = read_object(options.arguments)
     if not options.source.is_file():
         raise InputError(f"expected a file, {options.source} is none")
     try:

@@ -1,6 +1,5 @@
 """`ssmvdm train`."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import tyro
 
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
+from ssmvdm.json_file import read_object
 from ssmvdm.training_config import PRESETS, TrainingConfig
 
 
@@ -57,14 +57,7 @@ def configuration(name: str) -> TrainingConfig:
     path = Path(name)
     if path.suffix != ".json":
         raise InputError(f"expected a .json file or one of {', '.join(PRESETS)}, got {name!r}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected an object with the fields of a run")
+    values = read_object(path)
     try:
         return TrainingConfig.from_dict(values)
     except (ValueError, TypeError) as error:

@@ -113,8 +113,8 @@ def test_what_is_not_their_checkpoint_is_refused(shipped, tmp_path, capsys, chan
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "does not hold the network's arguments"),
-        ("[]", "expected arguments by name"),
+        ("{", "is not valid JSON"),
+        ("[]", "expected a JSON object, got list"),
         ('{"dim": 8, "colour": 1}', "'colour'"),
     ],
 )
