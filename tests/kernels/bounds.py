@@ -20,9 +20,9 @@ Errors are divided by bound (b), so that rows, steps and states of different mag
 the tensor (rows of (batch, channel), time steps, states), the worst slice may have at most twice the error of the eager
 run's worst, plus one unit of the output's dtype, or of its terms if it is a sum.
 
-An eager run may be exact by luck. So if a slice has more, the eager run is repeated REDRAWS times and its worst counts:
-on the same inputs in base two with subnormal numbers flushed to zero, as kernels may compute it, then on inputs times a
-factor near one, both ways. Luck is also taken out where one number is a sum over many sequences (dA, dD, ddelta_bias,
+An eager run may be exact by luck. So if a slice has more, the eager run is repeated REDRAWS times, and in a tensor of
+few elements until there are SAMPLES of them, and its worst counts: on the same inputs in base two with subnormal numbers
+flushed to zero, as kernels may compute it, then on inputs times a factor near one, both ways. Luck is also taken out where one number is a sum over many sequences (dA, dD, ddelta_bias,
 constant B and C): the eager error is the sum of the magnitudes of the errors of each sequence's share, summed step by
 step.
 """
@@ -38,7 +38,7 @@ from torch import Tensor
 from . import truth
 from .rounding import TINY, UNIT, Rounded, cat, stack, total
 
-REDRAWS = 7
+REDRAWS, SAMPLES = 7, 512
 
 
 def compute_dtype(storage: torch.dtype) -> torch.dtype:
@@ -251,7 +251,7 @@ class Expected:
         step = torch.maximum(UNIT[self.dtypes[name]] * number.value.abs(), self.unit * number.spread())
         return torch.where(number.error > 0, step / number.error, 0.0)
 
-    def redrawn(self) -> list[Expected]:
+    def redrawn(self, count: int) -> list[Expected]:
         """The eager run as kernels compute it, then on slightly other inputs; made when first needed."""
         inputs, dy, dlast = self._call
 
@@ -261,12 +261,12 @@ class Expected:
             factor = 0.9 + 0.2 * torch.rand((), generator=generator, dtype=torch.float64) if generator else 1.0
             return (x.detach().cpu().double() * factor).to(x.dtype)
 
-        for seed in range(len(self._redrawn), REDRAWS):
+        for seed in range(len(self._redrawn), count):
             generator = torch.Generator().manual_seed(seed) if seed else None
             values = {name: moved(x, generator) for name, x in inputs.items()}
             options = dataclasses.replace(self.options, base_two=seed % 2 == 0)
             self._redrawn.append(Expected(values, options, moved(dy, generator), moved(dlast, generator)))
-        return self._redrawn
+        return self._redrawn[:count]
 
     def _check_relative(self, name: str, used: Tensor) -> None:
         """Bound (a)."""
@@ -274,13 +274,14 @@ class Expected:
         if not torch.isfinite(eager).all():
             return  # the eager run left the range of the dtype
         step = self.unit_usage(name)
+        count = max(REDRAWS, SAMPLES // used.numel())
         for label, keep in slices(name, used.dim(), self.u_dims).items():
             ours, theirs, unit = (root_mean_square(x, keep).max() for x in (used, eager, step))
             if ours > 2 * theirs + unit:
-                draws = [root_mean_square(draw.eager_usage(name), keep).max() for draw in self.redrawn()]
+                draws = [root_mean_square(draw.eager_usage(name), keep).max() for draw in self.redrawn(count)]
                 theirs = max(theirs, *draws)
             assert ours <= 2 * theirs + unit, (
-                f"{name}: the worst {label} has {ours:.3g} of the a priori bound; the worst of {1 + REDRAWS} eager "
+                f"{name}: the worst {label} has {ours:.3g} of the a priori bound; the worst of {1 + count} eager "
                 f"runs {theirs:.3g}, one unit of the output {unit:.3g}"
             )
 

@@ -32,7 +32,10 @@ BOTH_MERGES = ("sum", "mean", "cat", "none")
 
 @dataclass(frozen=True)
 class Case:
-    """One call. B_form, C_form: "shared" over channels | "groups" (2) | "constant" in time; `B_b_form` None: as B."""
+    """One call. B_form, C_form: "shared" over channels | "groups" (2) | "constant" in time; `B_b_form` None: as B.
+
+    `odd_one` names the only tensor that has the layout, "dy" and "dlast" among them; the others then lie as "lanes".
+    """
 
     direction: str = "both"
     merge: str = "sum"
@@ -53,6 +56,7 @@ class Case:
     last: bool = False
     dtype: torch.dtype = torch.float32
     layout: str = "lanes"
+    odd_one: str | None = None
     values: str = "plain"
     seed: int = 0
 
@@ -123,8 +127,12 @@ class Case:
         for index, (name, shape) in enumerate(shapes.items()):
             generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {self.seed}".encode()))
             value = draw(name.removesuffix("_b"), shape, self, generator).to(device, self.dtype_of(name))
-            found[name] = lay_out(value, self.layout, index)
+            found[name] = self.placed(name, value, index)
         return found
+
+    def placed(self, name: str, value: Tensor, index: int) -> Tensor:
+        """A tensor of this case where it lies in memory."""
+        return lay_out(value, self.layout if self.odd_one in (None, name) else "lanes", index)
 
     def output_gradients(self, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
         """dy and dlast_state, dy laid out as the inputs are."""
@@ -134,7 +142,9 @@ class Case:
         dy = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, self.dtype)
         state = (self.batch, self.channels, self.states, *self.lanes)
         dlast = torch.randn(state, generator=generator, dtype=torch.float64).to(device, self.parameter_dtype)
-        return lay_out(dy, self.layout, 1), dlast if self.has_last else None
+        if not self.has_last:
+            return self.placed("dy", dy, 1), None
+        return self.placed("dy", dy, 1), self.placed("dlast", dlast, 2) if self.odd_one == "dlast" else dlast
 
 
 def draw(name: str, shape: tuple[int, ...], case: Case, generator: torch.Generator) -> Tensor:
@@ -175,6 +185,8 @@ def lay_out(x: Tensor, layout: str, index: int = 0) -> Tensor:
     states) go through the same function. `index` tells tensors of one case apart in layouts that mix.
     """
     dims = x.dim()
+    if layout.startswith("random-"):
+        return scatter(x, random.Random(f"{layout} {index}"))
     if layout == "mixed":
         return lay_out(x, ("lanes", "length", "channels", "narrowed", "offset")[index % 5])
     if layout == "expanded":
@@ -215,6 +227,17 @@ def lay_out(x: Tensor, layout: str, index: int = 0) -> Tensor:
         strides = [17 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)]
         return x.as_strided(x.shape, strides)
     raise ValueError(f"layout {layout!r} is not known")
+
+
+def scatter(x: Tensor, rng: random.Random) -> Tensor:
+    """The values of x with the axes in any order in memory, gaps of NaN between them and before the first."""
+    strides, step = [0] * x.dim(), rng.choice((1, 1, 2))
+    for axis in rng.sample(range(x.dim()), x.dim()):
+        strides[axis] = step
+        step *= x.shape[axis] + rng.choice((0, 0, 1, 3))
+    offset = rng.randrange(4)
+    view = x.new_full((offset + step,), float("nan")).as_strided(x.shape, strides, offset)
+    return view.copy_(x)
 
 
 # -- families of cases -------------------------------------------------------------------------------------------------
@@ -290,31 +313,60 @@ CHOICES = {
 }
 
 
-@functools.cache
-def pairs(seed: int = 1, draws: int = 40) -> tuple[Case, ...]:
-    """Cases in which every value of every option meets every value of every other one (a greedy covering array)."""
+def covering(strength: int, names: tuple[str, ...], seed: int, draws: int) -> tuple[Case, ...]:
+    """Cases in which any values of any `strength` of these options occur together (a greedy covering array)."""
     rng = random.Random(seed)
-    names = list(CHOICES)
-    columns = list(itertools.combinations(range(len(names)), 2))
-    missing = {(i, a, j, b) for i, j in columns for a in CHOICES[names[i]] for b in CHOICES[names[j]]}
+    columns = list(itertools.combinations(range(len(names)), strength))
+    wanted = [(places, values) for places in columns
+              for values in itertools.product(*(CHOICES[names[place]] for place in places))]  # fmt: skip
+    missing = set(wanted)
 
     def covers(row):
-        return {(i, row[i], j, row[j]) for i, j in columns} & missing
+        return {(places, tuple(row[place] for place in places)) for places in columns} & missing
 
     found = []
-    while missing:
-        i, a, j, b = min(missing, key=lambda pair: (pair[0], pair[2], str(pair[1]), str(pair[3])))
+    for places, values in wanted:
+        if (places, values) not in missing:
+            continue
         rows = []
         for _ in range(draws):
             row = [rng.choice(CHOICES[name]) for name in names]
-            row[i], row[j] = a, b
+            for place, value in zip(places, values, strict=True):
+                row[place] = value
             rows.append(tuple(row))
         best = max(rows, key=lambda row: len(covers(row)))
         missing -= covers(best)
-        values = dict(zip(names, best, strict=True))
-        direction, merge = values.pop("task")
-        found.append(Case(direction=direction, merge=merge, **values))
+        others = {name: rng.choice(CHOICES[name]) for name in CHOICES if name not in names}
+        chosen = dict(zip(names, best, strict=True)) | others
+        direction, merge = chosen.pop("task")
+        found.append(Case(direction=direction, merge=merge, **chosen))
     return tuple(found)
+
+
+@functools.cache
+def pairs() -> tuple[Case, ...]:
+    """Every value of every option meets every value of every other one."""
+    return covering(2, tuple(CHOICES), seed=1, draws=40)
+
+
+# Those by which kernels are instantiated, or by which they choose their way through memory.
+INSTANTIATED = ("task", "layout", "dtype", "B_form", "C_form", "separate", "z", "softplus", "lanes", "initial")
+
+
+@functools.cache
+def triples() -> tuple[Case, ...]:
+    """Any three options that kernels branch on, in every combination of their values."""
+    return covering(3, INSTANTIATED, seed=2, draws=12)
+
+
+def by_tensor() -> list[Case]:
+    """24 layouts of each tensor alone, beside others that lie as a video does."""
+    anywhere = (*LAYOUTS[1:], *(layout for layout in ODD_LAYOUTS if layout != "mixed"))
+    anywhere += tuple(f"random-{number}" for number in range(24 - len(anywhere)))
+    both, one = Case(channels=4, lanes=(3, 2)), Case(direction="reverse", initial=True, last=True, lanes=(5,))
+    tensors = [(both, name) for name in (*both.given(), "dy")]
+    tensors += [(one, name) for name in ("u", "delta", "B", "C", "initial_state", "dy", "dlast")]
+    return [dataclasses.replace(case, layout=layout, odd_one=name) for case, name in tensors for layout in anywhere]
 
 
 def core() -> list[Case]:

@@ -26,6 +26,11 @@ def test_every_pair_of_options(case, compiled_backend):
     check_case(case, compiled_backend)
 
 
+@pytest.mark.parametrize("case", cases.triples(), ids=by_name)
+def test_every_triple_of_what_kernels_branch_on(case, compiled_backend):
+    check_case(case, compiled_backend)
+
+
 @pytest.mark.parametrize("case", cases.sizes(), ids=by_name)
 def test_sizes(case, compiled_backend):
     check_case(case, compiled_backend)
@@ -38,6 +43,11 @@ def test_without_lanes(case, compiled_backend):
 
 @pytest.mark.parametrize("case", cases.layouts(), ids=by_name)
 def test_layouts(case, compiled_backend):
+    check_case(case, compiled_backend)
+
+
+@pytest.mark.parametrize("case", cases.by_tensor(), ids=by_name)
+def test_layouts_of_one_tensor(case, compiled_backend):
     check_case(case, compiled_backend)
 
 

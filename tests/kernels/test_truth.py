@@ -209,7 +209,7 @@ def test_rounded_arithmetic_bounds_float32_arithmetic():
 
 # -- the cases ---------------------------------------------------------------------------------------------------------
 
-FAMILIES = ("sizes", "classic", "layouts", "regimes", "pairs", "core")
+FAMILIES = ("sizes", "classic", "layouts", "by_tensor", "regimes", "pairs", "triples", "core")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -218,14 +218,29 @@ def test_names_are_unique(family):
     assert len(set(names)) == len(names)
 
 
-def test_every_pair_of_choices_occurs():
-    rows = [{**dataclasses.asdict(c), "task": (c.direction, c.merge)} for c in cases.pairs()]
-    for one, other in itertools.combinations(cases.CHOICES, 2):
-        seen = {(row[one], row[other]) for row in rows}
-        assert seen == set(itertools.product(cases.CHOICES[one], cases.CHOICES[other])), (one, other)
+@pytest.mark.parametrize(
+    ("family", "names", "together"), [(cases.pairs, tuple(cases.CHOICES), 2), (cases.triples, cases.INSTANTIATED, 3)]
+)
+def test_every_combination_of_choices_occurs(family, names, together):
+    rows = [{**dataclasses.asdict(c), "task": (c.direction, c.merge)} for c in family()]
+    for some in itertools.combinations(names, together):
+        seen = {tuple(row[name] for name in some) for row in rows}
+        assert seen == set(itertools.product(*(cases.CHOICES[name] for name in some))), some
 
 
-@pytest.mark.parametrize("layout", (*cases.LAYOUTS, *cases.ODD_LAYOUTS))
+@pytest.mark.parametrize("case", cases.by_tensor(), ids=by_name)
+def test_only_one_tensor_lies_oddly(case):
+    def tensors(case):
+        return case.inputs() | dict(zip(("dy", "dlast"), case.output_gradients(), strict=True))
+
+    plain, odd = tensors(dataclasses.replace(case, layout="lanes", odd_one=None)), tensors(case)
+    same = {name for name, x in odd.items() if x is None or x.stride() == plain[name].stride()}
+    assert same >= odd.keys() - {case.odd_one}
+    if case.layout != "expanded":
+        assert_same_bits(odd[case.odd_one], plain[case.odd_one])
+
+
+@pytest.mark.parametrize("layout", (*cases.LAYOUTS, *cases.ODD_LAYOUTS, *(f"random-{n}" for n in range(12))))
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6), (2, 3, 1, 5), (4, 3), (6,)])
 def test_layouts_keep_the_values(layout, shape):
     x = torch.randn(shape)
