@@ -1,0 +1,165 @@
+"""The mutants: bugs that kernels have had somewhere, as exact replacements in one source, and the tests that see them.
+
+A mutant that no longer applies shows that the line has moved: `test_mutants.py` asks for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cuda_on_cpu.build import ROOT
+
+TARGETS = ("triton", "cuda", "cpu")  # in this order: what builds the CPU extension comes last
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """bug: what is planted. tests: arguments of pytest, which must fail with the mutant and pass without."""
+
+    bug: str
+    target: str
+    path: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.target}: {self.bug}"
+
+    def problem(self, root: Path = ROOT) -> str | None:
+        """Why it cannot be planted, or None."""
+        count = (root / self.path).read_text(encoding="utf-8").count(self.before)
+        return None if count == 1 else f"{self.path} has {self.before!r} {count} times, not once"
+
+    def plant(self, root: Path) -> None:
+        path = root / self.path
+        path.write_text(path.read_text(encoding="utf-8").replace(self.before, self.after), encoding="utf-8")
+
+
+def selected(path: str, words: str, *more: str) -> tuple[str, ...]:
+    return (path, "-k", words, *more)
+
+
+def in_kernels(file: str, words: str) -> tuple[str, ...]:
+    return selected(f"tests/kernels/test_{file}.py", f"cpu and {words}")
+
+
+def interpreted(words: str) -> tuple[str, ...]:
+    return selected("tests/triton/interpreted/test_scan.py", words)
+
+
+def edges(family: str) -> tuple[str, ...]:
+    return (f"tests/cuda_on_cpu/test_scan_kernels.py::test_edges[fast-{family}]",)
+
+
+CORE = in_kernels("accuracy", "test_core")
+TILES = interpreted("test_tiles_of_gpus")
+BINDING = selected("tests/cuda_on_cpu/test_operators.py", "same_bits_on_any_machine")
+LAUNCH = ("tests/triton/test_launch.py",)
+FORWARD, BACKWARD = "csrc/cpu/scan_forward.h", "csrc/cpu/scan_backward.h"
+AT = "state_tile.at(plan, d, {}, block, n)".format
+KERNELS = "ssmvdm_kernels/triton_kernels"
+
+MUTANTS = (
+    Mutant("dz of one direction dropped", "cpu", BACKWARD, "args.directions == 2 ? y[1] + at : nullptr, block, at);",
+           "nullptr, block, at);", CORE),
+    Mutant("dz of one direction dropped", "cuda", "csrc/cuda/scan_backward.cu",
+           "p.meets_in[kOfDz] = both && p.concatenate;", "p.meets_in[kOfDz] = false;", edges("options")),
+    Mutant("dz of one direction dropped", "triton", f"{KERNELS}/call.py",
+           "(call.scale, call.halves and direction == 1,", "(call.scale, False,", interpreted("more_channels")),
+
+    Mutant("padding not neutral", "cpu", "csrc/cpu/rows.h",
+           "i < count ? to_float(p[rows.offset[i] + t * time_stride]) : Scalar(0);",
+           "to_float(p[rows.offset[i] + t * time_stride]);", in_kernels("memory_safety", "test_memory_beside")),
+    Mutant("padding not neutral", "cuda", "csrc/cuda/scan_adjoint.cuh", "return owns ? value : 0.f;", "return value;",
+           edges("sizes")),
+    Mutant("padding not neutral", "triton", f"{KERNELS}/tiles.py",
+           "return tl.load(at(view, tile, t), mask=tile.mask, other=0.0)",
+           "return tl.load(at(view, tile, t), mask=tile.mask, other=1.0)", TILES),
+
+    Mutant("offset in 32 bits", "cpu", "csrc/cpu/rows.h", "offset = sequence / lanes * view.batch_stride,",
+           "offset = int32_t(sequence / lanes * view.batch_stride),",
+           in_kernels("memory_safety", "test_offsets_beyond_32_bits and batch")),
+    Mutant("offset in 32 bits", "cuda", "csrc/cuda/scan_common.cuh", "return batch * x.batch + lane * x.lane;",
+           "return int32_t(batch * x.batch + lane * x.lane);",
+           selected("tests/cuda_on_cpu/test_scan_kernels.py", "test_offsets_beyond_32_bits and batch")),
+    Mutant("offset in 32 bits", "triton", f"{KERNELS}/tiles.py", "row + t * number(view.time)",
+           "row + t * number(view.time).to(tl.int32)", interpreted("test_offsets_beyond_32_bits")),
+
+    Mutant("no barrier where the directions meet", "cuda", "csrc/cuda/scan_common.cuh",
+           "if (has_met && begin < middle && middle <= end) __syncthreads();", "", edges("sizes")),
+    Mutant("no barrier before shared memory is used again", "cuda", "csrc/cuda/conv.cu",
+           "tap) * p.columns.channels + channel] = sum;\n  }\n  __syncthreads();",
+           "tap) * p.columns.channels + channel] = sum;\n  }",
+           ("tests/cuda_on_cpu/test_conv_kernels.py::test_edges[race-filters]", "-m", "slow")),
+
+    Mutant("launch on another stream", "cuda", "csrc/cuda/scan_backward.cu", "finish_parameters<Map>(args, p, stream);",
+           "finish_parameters<Map>(args, p, nullptr);", BINDING),
+    Mutant("no device guard", "cuda", "csrc/cuda/binding.cpp", "const DeviceGuard guard(index);", "", BINDING),
+    Mutant("no device guard", "triton", f"{KERNELS}/launch.py",
+           'torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()',
+           "contextlib.nullcontext()", LAUNCH),
+
+    Mutant("B and C exchanged", "cpu", FORWARD, f"{AT(0)},\n{' ' * 26}{AT(1)},", f"{AT(1)},\n{' ' * 26}{AT(0)},", CORE),
+    Mutant("B and C exchanged", "cuda", "csrc/cuda/scan_launch.cuh", "see(x.B),\n                see(x.C),",
+           "see(x.C),\n                see(x.B),", edges("sizes")),
+    Mutant("B and C exchanged", "triton", f"{KERNELS}/scan_call.py",
+           'self._modulation(self.of(name, d)) for name in "BC"', 'self._modulation(self.of(name, d)) for name in "CB"',
+           interpreted("test_pairs_of_options")),
+
+    Mutant("reverse direction off by one", "cpu", FORWARD, "*B = w.B + first * w.B_step,",
+           "*B = w.B + (w.reverse && first > 0 ? first - 1 : first) * w.B_step,", CORE),
+    Mutant("reverse direction off by one", "cuda", "csrc/cuda/scan_launch.cuh",
+           "(length - 1) * view.time_stride * size", "(length - 2) * view.time_stride * size", edges("options")),
+    Mutant("reverse direction off by one", "triton", f"{KERNELS}/scan_forward.py",
+           "t = sizes.length - 1 - i if PART.REVERSE",
+           "t = tl.maximum(sizes.length - 2 - i, 0) if PART.REVERSE", TILES),
+
+    Mutant("second stage skipped", "cpu", BACKWARD, "  segments.finish(run);\n", "", CORE),
+    Mutant("second stage skipped", "cuda", "csrc/cuda/scan_backward.cu",
+           "if (status == cudaSuccess) status = finish_parameters<Map>",
+           "if (status != cudaSuccess) status = finish_parameters<Map>",
+           edges("sizes")),
+    Mutant("launch for further states skipped", "triton", f"{KERNELS}/scan_forward.py",
+           "for launch in range(call.launches):", "for launch in range(1):", TILES),
+
+    Mutant("state recovered by subtraction", "cpu", BACKWARD,
+           "const Vec qh = q[k][n] * Vec::load(previous + (k * kStates + n) * W);",
+           "const Vec qh = dh * (Vec::load(previous + ((K + k) * kStates + n) * W) - du[k] * b);",
+           in_kernels("gradients", "test_dA_per_state")),
+    Mutant("state recovered by subtraction", "cuda", "csrc/cuda/scan_adjoint.cuh", "= q[n] * before[n];",
+           "= dh[n] * (after[n] - du * B[j]);", edges("regimes")),
+    Mutant("state recovered by subtraction", "triton", f"{KERNELS}/scan_adjoint.py", "along_decay = q * before",
+           "along_decay = dh * (after - dt * u * load_modulation(x.B, tile, t, sizes, O))",
+           interpreted("test_regimes")),
+
+    Mutant("sums in an order that threads decide", "cpu", BACKWARD, "sums.of_partial(partial);",
+           "sums.of_partial(begin / plan.splits);", in_kernels("determinism", "test_any_number_of_threads")),
+    Mutant("sums by atomics", "cuda", "csrc/cuda/scan_adjoint.cuh",
+           "sum += int64_t(first_state + n) * p.channels;\n    *sum = is_first_unit ? value : *sum + value;",
+           "sum += int64_t(first_state + n) * p.channels;\n    if (is_first_unit) *sum = 0.f;\n"
+           "    atomicAdd(sum, value);",
+           edges("sizes")),
+    Mutant("sums by atomics", "triton", f"{KERNELS}/arithmetic.py",
+           "tl.store(place, total + tl.load(place, mask=only_if(add, mask), other=0.0), mask=mask)",
+           "tl.atomic_add(place, total, mask=mask)", LAUNCH),
+
+    Mutant("stale sums", "cpu", BACKWARD, "    channel_sums.clear_segment();\n", "", CORE),
+    Mutant("stale sums", "cuda", "csrc/cuda/scan_sums.cuh", "if (at.lap > 0) dB = to[0],", "dB = to[0],",
+           edges("sizes")),
+    Mutant("stale sums", "triton", f"{KERNELS}/arithmetic.py", "mask=only_if(add, mask)", "mask=mask", TILES),
+
+    Mutant("gradient of a shared argument has one direction", "cpu", "csrc/cpu/plan.h",
+           "if (shared && out0) unfold(", "if (shared && !out0) unfold(", in_kernels("accuracy", "test_every_pair")),
+    Mutant("gradient of a shared argument has one direction", "cuda", "csrc/cuda/scan_backward.cu",
+           "shared ? directions - 1 : 0", "0", edges("options")),
+    Mutant("gradient of a shared argument has one direction", "triton", f"{KERNELS}/call.py",
+           "self.sums[name] + part if name in self.sums else part", "part", interpreted("test_pairs_of_options")),
+
+    Mutant("D u added by every turn of states", "cuda", "csrc/cuda/scan_forward.cu",
+           "sum[k] = kPlain || turn & 1 ? D[k] * us[k][i] : 0.f;", "sum[k] = D[k] * us[k][i];", edges("sizes")),
+    Mutant("D u added by every turn of states", "triton", f"{KERNELS}/scan_walk.py",
+           "if WITH_SKIP and x.D is not None:", "if x.D is not None:", TILES),
+)  # fmt: skip
