@@ -1,7 +1,8 @@
 """The temporal layers as published, in plain torch operations of any dtype: in float64 the truth a layer is gated
 against, in float32 the yardstick of its rounding error. Nothing here calls the code under test; only its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,18 +40,32 @@ def selective_scan(
     return y if z is None else y * F.silu(z)
 
 
-def temporal_layer(layer: nn.Module, x: Tensor, position_bias: Tensor | None = None) -> Tensor:
-    """What `layer` computes of x (b, c, f, h, w), in x's dtype. TypeError for a layer this module does not know."""
+Maps = dict[str, Callable[[Tensor], Tensor]]  # the sequence map of each direction
+
+
+def temporal_layer(
+    layer: nn.Module,
+    x: Tensor,
+    position_bias: Tensor | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    scan: Callable[..., Tensor] = selective_scan,
+) -> Tensor:
+    """What `layer` computes of x (b, c, f, h, w), in x's dtype. TypeError for a layer this module does not know.
+
+    weights: tensors in the place of the layer's parameters, by their names; gradients reach these, and none without.
+    scan: what runs one direction of S6, with the arguments of `selective_scan`.
+    """
     sequences = x.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (b h w, f, c)
-    weights = {name: parameter.detach().to(x.dtype) for name, parameter in layer.named_parameters()}
+    if weights is None:
+        weights = {name: parameter.detach().to(x.dtype) for name, parameter in layer.named_parameters()}
     kind = type(layer).__name__
     if kind == "TemporalAttention":
-        bias = None if position_bias is None else position_bias.detach().to(x.dtype)
+        bias = None if position_bias is None else position_bias.to(x.dtype)
         y = _attention(sequences, weights, layer.heads, bias)
     elif kind == "TemporalLinearAttention":
         y = _linear_attention(sequences, weights, layer.heads)
     elif kind == "StateSpaceLayer":
-        y = _state_space_layer(sequences, layer, weights)
+        y = _state_space_layer(sequences, layer, weights, scan)
     else:
         raise TypeError(f"no plain form of temporal layer {kind}")
     b, _, f, h, w = x.shape
@@ -97,14 +112,14 @@ def _linear_attention(x: Tensor, weights: dict, heads: int) -> Tensor:
 # -- state-space layers, on sequences (n, d, f), with flips in time as the paper's code runs them ----------------------
 
 
-def _state_space_layer(x: Tensor, layer: nn.Module, weights: dict) -> Tensor:
+def _state_space_layer(x: Tensor, layer: nn.Module, weights: Mapping[str, Tensor], scan: Callable) -> Tensor:
     """x (n, f, d) -> the same. TypeError for a mixer this module does not know."""
     kind = type(layer.mixer).__name__
     if kind not in _MIXERS:
         raise TypeError(f"no plain form of mixer {kind}")
     weights = {_gathered(name.removeprefix("mixer.")): weight for name, weight in weights.items()}
-    directions = [name for name in ("causal", "anticausal") if f"{name}.D" in weights]
-    return _MIXERS[kind](x.transpose(1, 2), weights, directions).transpose(1, 2)
+    maps = {name: _sequence_map(weights, name, scan) for name in ("causal", "anticausal") if f"{name}.D" in weights}
+    return _MIXERS[kind](x.transpose(1, 2), weights, maps).transpose(1, 2)
 
 
 def _gathered(name: str) -> str:
@@ -112,41 +127,41 @@ def _gathered(name: str) -> str:
     return name.removeprefix("core.").replace("causal_", "causal.", 1).replace("conv.", "conv_")
 
 
-def _mlp(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
-    sides = [_turned(name, _sequence_map(_turned(name, x), weights, name)) for name in directions]
+def _mlp(x: Tensor, weights: dict, maps: Maps) -> Tensor:
+    sides = [_turned(name, sequence_map(_turned(name, x))) for name, sequence_map in maps.items()]
     return _feed_forward(F.gelu(torch.cat(sides, dim=1)), weights)
 
 
-def _glu(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+def _glu(x: Tensor, weights: dict, maps: Maps) -> Tensor:
     out = 0
-    for name in directions:
-        y = _sequence_map(_turned(name, x), weights, name)
+    for name, sequence_map in maps.items():
+        y = sequence_map(_turned(name, x))
         y = F.gelu(y) if f"{name}.log_dt" in weights else F.silu(y)
         out = out + _turned(name, F.glu(_linear(y, weights, f"{name}.out"), dim=1))
     return out
 
 
-def _glu_mlp(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
-    return _feed_forward(_glu(x, weights, directions), weights)
+def _glu_mlp(x: Tensor, weights: dict, maps: Maps) -> Tensor:
+    return _feed_forward(_glu(x, weights, maps), weights)
 
 
-def _gss(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+def _gss(x: Tensor, weights: dict, maps: Maps) -> Tensor:
     product = 1
-    for name in directions:
+    for name, sequence_map in maps.items():
         u = F.gelu(_linear(_turned(name, x), weights, f"{name}.in"))
-        product = product * _turned(name, _linear(_sequence_map(u, weights, name), weights, f"{name}.out"))
+        product = product * _turned(name, _linear(sequence_map(u), weights, f"{name}.out"))
     gate = F.gelu(_linear(x, weights, "shortcut"))
     return _linear(gate * F.gelu(_linear(product, weights, "product_proj")), weights, "out_proj")
 
 
-def _mamba(x: Tensor, weights: dict, directions: list[str]) -> Tensor:
+def _mamba(x: Tensor, weights: dict, maps: Maps) -> Tensor:
     x, z = _linear(x, weights, "in_proj").chunk(2, dim=1)
     out = 0
-    for name in directions:
+    for name, sequence_map in maps.items():
         taps, bias = weights[f"{name}.conv_weight"], weights[f"{name}.conv_bias"]
         padded = F.pad(_turned(name, x), (taps.shape[1] - 1, 0))
         u = F.silu(F.conv1d(padded, taps[:, None], bias, groups=x.shape[1]))
-        out = out + _turned(name, _sequence_map(u, weights, name) * F.silu(_turned(name, z)))
+        out = out + _turned(name, sequence_map(u) * F.silu(_turned(name, z)))
     return _linear(out, weights, "out_proj")
 
 
@@ -173,15 +188,17 @@ def _feed_forward(x: Tensor, weights: dict) -> Tensor:
     return _linear(F.gelu(_linear(x, weights, "fc1")), weights, "fc2")
 
 
-def _sequence_map(u: Tensor, weights: dict, direction: str) -> Tensor:
-    """S6 or S4D of one direction, whichever the weights are of."""
+def _sequence_map(weights: dict, direction: str, scan: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    """S6 or S4D of one direction, whichever the weights are of, as a function of u (n, d, f)."""
     own = {name.removeprefix(f"{direction}."): w for name, w in weights.items() if name.startswith(f"{direction}.")}
-    if "log_dt" in own:
-        return _s4d(u, own)
+    return partial(_s4d, own=own) if "log_dt" in own else partial(_s6, own=own, scan=scan)
+
+
+def _s6(u: Tensor, own: dict, scan: Callable[..., Tensor]) -> Tensor:
     rank, states = own["dt_proj.weight"].shape[1], own["A_log"].shape[1]
     low, B, C = (own["x_proj.weight"] @ u).split((rank, states, states), dim=1)
     A = -torch.exp(own["A_log"])
-    return selective_scan(u, own["dt_proj.weight"] @ low, A, B, C, own["D"], None, own["dt_bias"], delta_softplus=True)
+    return scan(u, own["dt_proj.weight"] @ low, A, B, C, own["D"], None, own["dt_bias"], delta_softplus=True)
 
 
 def _s4d(u: Tensor, own: dict) -> Tensor:
@@ -190,7 +207,7 @@ def _s4d(u: Tensor, own: dict) -> Tensor:
     A = torch.complex(-torch.exp(own["log_A_real"]), own["A_imag"])  # (d, modes)
     step = A * torch.exp(own["log_dt"])[:, None]
     weight = torch.view_as_complex(own["C"]) * (torch.exp(step) - 1) / A
-    powers = torch.exp(step[..., None] * torch.arange(frames))
+    powers = torch.exp(step[..., None] * torch.arange(frames, device=u.device))
     kernel = 2 * torch.einsum("dm,dmf->df", weight, powers).real
     spectrum = torch.fft.rfft(u, n=2 * frames) * torch.fft.rfft(kernel, n=2 * frames)
     return torch.fft.irfft(spectrum, n=2 * frames)[..., :frames] + u * own["D"][:, None]

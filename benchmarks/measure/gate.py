@@ -92,13 +92,29 @@ def layer_checks(inputs: dict[nn.Module, tuple[Tensor, Tensor | None]]) -> list[
             for dtype in (torch.float64, torch.float32)
         ]
         for name, value, truth, yardstick in zip(("output", "gradient"), measured, *plain, strict=True):
-            eps = torch.finfo(torch.float32).eps
-            bound = EAGER_FACTOR * _error(yardstick, truth) + LAYER_ROUNDING_UNITS * eps * truth.abs().max().item()
             label = f"{name} of temporal layer {index} ({x.shape[1]} channels)"
-            checks.append(Check(label, _error(value, truth), bound))
-    if not checks:
-        checks.append(Check("temporal layers found and run", math.inf, 0.0))
-    return checks
+            checks.append(layer_check(label, value, truth, yardstick))
+    return checks or [Check("temporal layers found and run", math.inf, 0.0)]
+
+
+@torch.no_grad()
+def inference_checks(inputs: dict[nn.Module, tuple[Tensor, Tensor | None]]) -> list[Check]:
+    """Output of every captured layer where no gradients are wanted, which may be computed in another way, against
+    float64; as `layer_checks`."""
+    checks = []
+    for index, (layer, (x, bias)) in enumerate(inputs.items()):
+        plain = partial(_call, partial(eager.temporal_layer, layer), bias)
+        truth, yardstick = (plain(x.to(dtype)) for dtype in (torch.float64, torch.float32))
+        label = f"output of temporal layer {index} ({x.shape[1]} channels)"
+        checks.append(layer_check(label, _call(layer, bias, x), truth, yardstick))
+    return checks or [Check("temporal layers found and run", math.inf, 0.0)]
+
+
+def layer_check(name: str, value: Tensor, truth: Tensor, yardstick: Tensor) -> Check:
+    """The largest error of float32 `value` against that of the eager float32 mathematics, and rounding."""
+    eps = torch.finfo(torch.float32).eps
+    bound = EAGER_FACTOR * _error(yardstick, truth) + LAYER_ROUNDING_UNITS * eps * truth.abs().max().item()
+    return Check(name, _error(value, truth), bound)
 
 
 def _call(function, bias: Tensor | None, x: Tensor) -> Tensor:

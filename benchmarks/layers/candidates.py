@@ -1,0 +1,83 @@
+"""The layers that are compared, by name, and the shapes they are compared at. Importing this imports no torch.
+
+A name is that of a layer in `benchmarks.shapes`, which is ours; one with ":fast" behind it is ours with memory "fast",
+one with ":published" the same layer as the authors' code computes it. Two more are rivals of attention.
+"""
+
+from dataclasses import dataclass
+
+from benchmarks.shapes import LAYERS, PAPER_NETWORK, Layer, layer_named
+
+BASE = "bi-s6"  # what times are compared with
+DEEPEST = len(PAPER_NETWORK["channel_mults"])
+
+
+@dataclass(frozen=True)
+class Candidate(Layer):
+    """A layer with its weights (`temporal`) in one form of computing it: "lean", "fast", "published", "flex"."""
+
+    form: str
+    has_bias: bool = False  # whether it adds the relative position bias to its scores
+
+    @property
+    def weights(self) -> tuple:
+        """What is equal for candidates that compute the same function of the same weights."""
+        return self.temporal["layer"], self.temporal.get("mixer"), self.has_bias
+
+
+_SDPA = {"layer": "attention", "attention_backend": "sdpa"}
+_ATTENTION = (
+    Candidate("sdpa-rotary", "SDPA, rotary, no bias", _SDPA, ("#7F3FBF", "#B48CFF"), "D", "lean"),
+    Candidate("flex-attention", "FlexAttention, rotary and bias", _SDPA, ("#C2185B", "#FF6FA8"), "^", "flex", True),
+)
+_FORMS = {"fast": ("memory “fast” (ours)", "D"), "published": ("as published", "s")}
+
+QUICK = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s4d:published", "s6", BASE,
+         f"{BASE}:fast", f"{BASE}:published")  # fmt: skip
+ALL = (
+    "attention-einsum", "attention-sdpa", "sdpa-rotary", "flex-attention", "linear-attention",
+    "s4d", "s4d:published", "bi-s4d", "bi-s4d:published", "s6", "s6:published", BASE, f"{BASE}:fast",
+    f"{BASE}:published", *(f"{BASE}/{mixer}" for mixer in ("mlp", "glu", "gss")),
+)  # fmt: skip
+
+
+def candidate_named(name: str) -> Candidate:
+    """ValueError that says which names there are."""
+    for candidate in _ATTENTION:
+        if candidate.name == name:
+            return candidate
+    base, colon, form = name.partition(":")
+    layer = layer_named(base)
+    is_attention = "attention" in layer.temporal["layer"]
+    if not colon:
+        return Candidate(**vars(layer), form="lean", has_bias=layer.temporal["layer"] == "attention")
+    if form not in _FORMS or is_attention:
+        raise ValueError(f"unknown layer {name!r}; expected {' or '.join(_FORMS)} behind the colon, and before it a "
+                         "state-space layer")  # fmt: skip
+    kind, _, mixer = base.partition("/")
+    plain = next(layer for layer in LAYERS if layer.name == kind).label.partition(",")[0].removesuffix(" (ours)")
+    suffix, marker = _FORMS[form]
+    label = ", ".join(filter(None, [plain, f"{mixer} mixer" if mixer else "", suffix]))
+    return Candidate(name, label, layer.temporal, layer.color, marker, form)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Activations at a level of the paper's U-Net, the first being 1, for a clip of size x size pixels, batch 1."""
+
+    level: int
+    size: int
+    frames: int
+
+    @property
+    def channels(self) -> int:
+        return PAPER_NETWORK["base_channels"] * PAPER_NETWORK["channel_mults"][self.level - 1]
+
+    @property
+    def side(self) -> int:
+        """Height and width of the activations."""
+        return self.size >> (self.level - 1)
+
+    @property
+    def place(self) -> str:
+        return f"level {self.level} of {self.size}x{self.size}"
