@@ -9,6 +9,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import ssmvdm_kernels
 from ssmvdm_kernels import explain
@@ -16,6 +17,12 @@ from ssmvdm_kernels import explain
 # The GPU backends join where a GPU is; elsewhere their tests would only be skips.
 GPU_BACKENDS = ("cuda", "triton") if torch.cuda.is_available() else ()
 COMPILED_BACKENDS = ("cpu", *GPU_BACKENDS)
+
+# The same examples in every run, which costs and proves the same; `--hypothesis-profile=search` looks for others.
+_UNTIMED = {"deadline": None, "suppress_health_check": (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)}
+settings.register_profile("suite", max_examples=200, derandomize=True, database=None, **_UNTIMED)
+settings.register_profile("search", max_examples=5000, database=None, **_UNTIMED)
+settings.load_profile("suite")
 
 
 def require_backend(name: str) -> str:

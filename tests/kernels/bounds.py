@@ -21,10 +21,10 @@ the tensor (rows of (batch, channel), time steps, states), the worst slice may h
 run's worst, plus one unit of the output's dtype, or of its terms if it is a sum.
 
 An eager run may be exact by luck. So if a slice has more, the eager run is repeated REDRAWS times, and in a tensor of
-few elements until there are SAMPLES of them, and its worst counts: on the same inputs in base two with subnormal numbers
-flushed to zero, as kernels may compute it, then on inputs times a factor near one, both ways. Luck is also taken out where one number is a sum over many sequences (dA, dD, ddelta_bias,
-constant B and C): the eager error is the sum of the magnitudes of the errors of each sequence's share, summed step by
-step.
+few elements until there are SAMPLES of them, and its worst counts: on the same inputs in base two with subnormal
+numbers flushed to zero, as kernels may compute it, then on inputs times a factor near one, both ways. Luck is also
+taken out where one number is a sum over many sequences (dA, dD, ddelta_bias, constant B and C): the eager error is the
+sum of the magnitudes of the errors of each sequence's share, summed step by step.
 """
 
 from __future__ import annotations
