@@ -13,8 +13,9 @@ from benchmarks.models import tasks
 
 TASKS = {
     "training": tasks.training,
+    "sampling": tasks.sampling,
     "modes": tasks.modes,
-    "saved": tasks.saved,
+    "counts": tasks.counts,
     "scan_peak": scan_peak,
     "environment": lambda request: environment.describe(request["threads"]),
 }

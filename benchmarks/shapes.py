@@ -1,6 +1,6 @@
 """What is measured: the temporal layers that are compared, frame counts and the two networks."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 GIB = 2**30
 FRAMES = (16, 32, 64, 128, 256)
@@ -113,10 +113,13 @@ class Network:
     @staticmethod
     def small(base_channels: int, size: int) -> "Network":
         """ValueError unless base_channels is a positive multiple of 8 and size one of the U-Net's stride, 8 pixels."""
-        for name, value in (("base channels", base_channels), ("size", size)):
-            if value < 8 or value % 8:
-                raise ValueError(f"{name}: expected a multiple of 8, at least 8, got {value}")
-        return Network(base_channels, size, heads=base_channels // 8)
+        _check_multiple_of_8("size", size)
+        return Network(base_channels, size).of_width(base_channels)
+
+    def of_width(self, base_channels: int) -> "Network":
+        """The same with another base width; ValueError unless that is a positive multiple of 8."""
+        _check_multiple_of_8("base channels", base_channels)
+        return replace(self, base_channels=base_channels, heads=base_channels // 8)
 
     @staticmethod
     def paper() -> "Network":
@@ -139,3 +142,8 @@ class Network:
 
     def as_json(self) -> dict:
         return asdict(self)
+
+
+def _check_multiple_of_8(name: str, value: int) -> None:
+    if value < 8 or value % 8:
+        raise ValueError(f"{name}: expected a multiple of 8, at least 8, got {value}")

@@ -1,27 +1,34 @@
 """What is measured of a network, each measurement in a process of its own (`benchmarks.child`).
 
-training   "layer", "frames", "network", "threads", "repeats", "seconds", "memory_limit_bytes"
-saved      "layer", "frames": [...], "network", "threads"
-modes      "layer", "frames", "network", "threads", "repeats", "seconds"
+training, sampling   "layer", "frames", "network", "threads", "repeats", "seconds", "memory_limit_bytes"
+modes                "layer", "frames", "network", "threads", "repeats", "seconds"
+counts               "layer", "frames": [...], "network", "widths", "width_frames", "memories_bytes", "threads"
 """
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 
 import torch
 import torch._dynamo  # what an optimizer imports when it is made: here, before anything is timed
 
 from benchmarks.measure import process_memory, timing
-from benchmarks.measure.gate import CaptureTemporal, Check, Gate, layer_checks, training_checks
+from benchmarks.measure.gate import CaptureTemporal, Check, Gate, inference_checks, layer_checks, training_checks
 from benchmarks.measure.saved import count_parameters, network_saved_bytes, saved_bytes
+from benchmarks.models.search import crossing, largest
 from benchmarks.shapes import Layer, Network, layer_named
 from ssmvdm import GaussianDiffusion
 from ssmvdm.data import maze
 from ssmvdm.diffusion import to_model_range
+from ssmvdm.samplers import ddpm, noise_like
+from ssmvdm.sampling import denoiser, sample_generator
 
 WARM_UP = Network(base_channels=8, size=8)
 GRADIENT_FLOOR = 1e-4  # gradients of the bench network are compared on this scale at least
+GUESS_FRAMES = (16, 64, 256)  # bytes are a parabola of the frames: three counts give a guess that hardly needs a search
+STATE_COPIES = 5  # of the parameters: weights, gradients, two moments, averages
 CROSS_CHECK = (Network(base_channels=16, size=16, heads=2), 8)  # network and frames small enough to count on the CPU
 
 
@@ -54,14 +61,27 @@ class TrainingStep:
         return loss.item()
 
 
+class DenoisingStep:
+    """One level of ancestral sampling of one clip, from pure noise. Step i is a function of (seed, i)."""
+
+    def __init__(self, network: Network, layer: Layer, frames: int):
+        torch.manual_seed(0)
+        self.model = network.build(layer).eval()
+        self.diffusion = GaussianDiffusion()
+        self.shape = (1, 3, frames, network.size, network.size)
+
+    def noise(self, index: int) -> torch.Tensor:
+        return noise_like(torch.empty(self.shape), [sample_generator(0, index)])
+
+    def run(self, noise: torch.Tensor) -> torch.Tensor:
+        return ddpm(self.diffusion, denoiser(self.model), noise, [None], steps=1)
+
+
 def training(request: dict) -> dict:
     """Step time and peak memory of a training step, behind the gate: a failed gate leaves no numbers."""
     layer, network = layer_named(request["layer"]), Network(**request["network"])
     TrainingStep(WARM_UP, layer, frames=2).run(*TrainingStep(WARM_UP, layer, frames=2).batch(0))
-    process_memory.release_free_memory()
-    if request["memory_limit_bytes"]:
-        process_memory.limit_further_bytes(request["memory_limit_bytes"])
-    baseline = process_memory.resident_bytes() or process_memory.lifetime_peak_bytes()
+    baseline = base_line(request)
 
     step = TrainingStep(network, layer, request["frames"])
     first = step.batch(0)
@@ -72,31 +92,65 @@ def training(request: dict) -> dict:
     step.optimizer.step()  # the warm-up ends here, and Adam's moments exist
     del loss, capture
 
-    seconds, peaks, began = [], [], time.perf_counter()
+    measured, last = measured_steps(lambda index: partial(step.run, *step.batch(index)), request, baseline)
+    checks += [rename(check, "last step: ") for check in training_checks(last, step.model)]
+    return gated(checks, step.model, measured | {"saved_bytes": saved})
+
+
+def sampling(request: dict) -> dict:
+    """Time and peak memory of a denoising step as the samplers take it, behind the gate."""
+    layer, network = layer_named(request["layer"]), Network(**request["network"])
+    warm_up = DenoisingStep(WARM_UP, layer, frames=2)
+    warm_up.run(warm_up.noise(0))
+    baseline = base_line(request)
+
+    step = DenoisingStep(network, layer, request["frames"])
+    with CaptureTemporal(step.model) as capture:
+        step.run(step.noise(0))
+    checks = inference_checks(capture.inputs)
+    del capture
+
+    measured, last = measured_steps(lambda index: partial(step.run, step.noise(index)), request, baseline)
+    checks.append(Check("values of the last video that are not finite", float((~last.isfinite()).sum()), 0.0))
+    return gated(checks, step.model, measured)
+
+
+def base_line(request: dict) -> int:
+    """Resident bytes from which on a measurement counts, once the warm-up is over; the limit holds from here too."""
+    process_memory.release_free_memory()
+    if request["memory_limit_bytes"]:
+        process_memory.limit_further_bytes(request["memory_limit_bytes"])
+    return process_memory.resident_bytes() or process_memory.lifetime_peak_bytes()
+
+
+def measured_steps(prepare: Callable[[int], Callable[[], object]], request: dict, baseline: int) -> tuple[dict, object]:
+    """(time and peak memory of so many steps, what the last one returned). prepare(index) makes a step, untimed."""
+    seconds, peaks, began, last = [], [], time.perf_counter(), None
     for index in range(1, request["repeats"] + 1):
-        batch = step.batch(index)
+        step = prepare(index)
+        last = None
         gc.collect()
         is_reset = process_memory.reset_peak()
         start = time.perf_counter()
-        loss = step.run(*batch)
+        last = step()
         seconds.append(time.perf_counter() - start)
         peaks.append(process_memory.peak_bytes() - baseline)
         if time.perf_counter() - began > request["seconds"]:
             break
-    gate = Gate(tuple(checks + [rename(check, "last step: ") for check in training_checks(loss, step.model)]))
-    record = {"gate": gate.as_json(), "parameters": count_parameters(step.model)}
+    lifetime_peak = process_memory.lifetime_peak_bytes() - baseline
+    return {
+        "step_seconds": seconds, "peak_bytes": peaks, "peak_is_per_step": is_reset,
+        "lifetime_peak_bytes": lifetime_peak, "baseline_bytes": baseline,
+    }, last  # fmt: skip
+
+
+def gated(checks: list[Check], model: torch.nn.Module, measured: dict) -> dict:
+    """The row: what was measured if every check has passed."""
+    gate = Gate(tuple(checks))
+    row = {"gate": gate.as_json(), "parameters": count_parameters(model)}
     if not gate.has_passed:
-        return record | {"status": "gate failed", "detail": gate.first_failure()}
-    return record | {
-        "status": "ok",
-        "detail": "",
-        "step_seconds": seconds,
-        "peak_bytes": peaks,
-        "peak_is_per_step": is_reset,
-        "lifetime_peak_bytes": process_memory.lifetime_peak_bytes() - baseline,
-        "baseline_bytes": baseline,
-        "saved_bytes": saved,
-    }
+        return row | {"status": "gate failed", "detail": gate.first_failure()}
+    return row | {"status": "ok", "detail": ""} | measured
 
 
 def rename(check: Check, prefix: str) -> Check:
@@ -132,9 +186,10 @@ def modes(request: dict) -> dict:
     }  # fmt: skip
 
 
-def saved(request: dict) -> dict:
-    """Saved bytes for each number of frames, on fake tensors. The gate is a small network of the same layers: its count
-    on fake tensors is that on real ones, and backward reaches every parameter."""
+def counts(request: dict) -> dict:
+    """What is counted of a network on fake tensors: {"saved": against frames, "widths": against base width,
+    "predicted": the largest number of frames for each memory}, each a list of rows. The gate is a small network of the
+    same layers: its count on fake tensors is that on real ones, and backward reaches every parameter."""
     layer, network = layer_named(request["layer"]), Network(**request["network"])
     small, frames = CROSS_CHECK
     fake, real = (network_saved_bytes(small, layer, frames, is_fake) for is_fake in (True, False))
@@ -145,12 +200,29 @@ def saved(request: dict) -> dict:
             Check("parameters of a small network without a gradient", float(len(real["unreached"])), 0.0),
         )
     )
-    rows = []
-    for frames in request["frames"]:
-        row = {"frames": frames, "gate": gate.as_json()}
-        if gate.has_passed:
-            row |= {"status": "ok", "detail": ""} | network_saved_bytes(network, layer, frames)
-        else:
-            row |= {"status": "gate failed", "detail": gate.first_failure()}
-        rows.append(row)
-    return {"rows": rows}
+    if not gate.has_passed:
+        return {"gate": gate.as_json(), "status": "gate failed", "detail": gate.first_failure()}
+
+    @cache
+    def count(width: int, frames: int) -> dict:
+        counted = network_saved_bytes(network.of_width(width), layer, frames)
+        return counted | {"training_bytes": training_bytes(**counted)}
+
+    own = partial(count, network.base_channels)
+    saved = [{"frames": frames} | own(frames) for frames in request["frames"]]
+    places = [(width, frames) for frames in request["width_frames"] for width in request["widths"]]
+    widths = [{"base_channels": width, "frames": frames} | count(width, frames) for width, frames in places]
+    points = [(frames, own(frames)["training_bytes"]) for frames in GUESS_FRAMES]
+    predicted = []
+    for memory in request["memories_bytes"]:
+        guess = crossing(points, memory)
+        most, _ = largest(lambda frames, memory=memory: own(frames)["training_bytes"] <= memory, guess)
+        predicted.append({"memory_bytes": memory, "most_frames": most} | ({} if most == 0 else own(most)))
+    rows = {"saved": saved, "widths": widths, "predicted": predicted}
+    return {"gate": gate.as_json(), "status": "ok", "detail": ""} | rows
+
+
+def training_bytes(saved_bytes: int, parameters: int) -> int:
+    """What is there between forward and backward of training, float32: weights, gradients, Adam's two moments, the
+    weights' averages, and what is saved for backward. What backward itself needs comes on top."""
+    return STATE_COPIES * 4 * parameters + saved_bytes

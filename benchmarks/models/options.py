@@ -1,0 +1,116 @@
+"""Options of the memory benchmark, apart from it so that the command line can offer them without importing torch."""
+
+import os
+from dataclasses import dataclass, field
+
+from benchmarks.measure.process_memory import available_bytes
+from benchmarks.options import RunOptions
+from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, layer_named
+from ssmvdm.errors import InputError
+
+AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
+LONG_FRAMES = (512, 1024)
+QUICK_LAYERS = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s6")
+
+
+@dataclass(frozen=True)
+class MemoryOptions(RunOptions):
+    """Memory and speed of the whole U-Net against frames, for every temporal layer: training and sampling.
+
+    Trains a small 3-D U-Net (Adam, l2) on clips of the embedded maze walk and samples from it, one fresh process per
+    layer and number of frames; searches for the largest number of frames that still trains in a given memory; compares
+    the time of memory "lean" with that of "fast". Of the paper's full network it counts the bytes saved for backward,
+    which needs no memory: against frames, against width, and up to the memory of a GPU. Writes memory.json, .csv, .md,
+    .html and the pictures as .svg and .png, light and dark.
+    """
+
+    layers: tuple[str, ...] = LAYER_NAMES
+    """Temporal layers to compare: attention-einsum, attention-sdpa, linear-attention, s4d, bi-s4d, s6, bi-s6; the last
+    four, which have the mixer mamba, also with another one, as in bi-s6/gss (mlp, glu, glu-mlp, gss)."""
+
+    frames: tuple[int, ...] = FRAMES
+    """Clip lengths to measure."""
+
+    size: int = 16
+    """Height and width of the clips in pixels, a multiple of 8."""
+
+    base_channels: int = 16
+    """Width of the small U-Net, a multiple of 8. Attention has 8 times as many features, as in the paper."""
+
+    repeats: int = 3
+    """Timed steps per configuration, after a warm-up; fewer where they take long."""
+
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads, pinned for every measurement."""
+
+    memory_limit_gib: float | None = None
+    """Memory one process may take before it counts as out of memory. Default: 90 % of what is free now."""
+
+    search_limit_gib: float | None = 1.0
+    """Memory for which the largest number of frames is searched that the small U-Net can be trained with; None leaves
+    the search out."""
+
+    search_resolution: int = 16
+    """The search ends when a number of frames that fits and one that does not are so far apart."""
+
+    widths: tuple[int, ...] = (32, 64, 96, 112, 128, 160, 192)
+    """Base widths at which the memory of the paper's network is counted, multiples of 8."""
+
+    width_frames: tuple[int, ...] = (16, 64, 256)
+    """Clip lengths at which that is done."""
+
+    skip_paper: bool = False
+    """Leave out everything that is counted at the paper's full setting."""
+
+    @classmethod
+    def quick(cls) -> "MemoryOptions":
+        """Part of `bench all`."""
+        return cls(layers=QUICK_LAYERS, frames=(16, 64, 256), repeats=2, search_limit_gib=0.25,
+                   widths=(64, 112, 160), width_frames=(64,))  # fmt: skip
+
+    @classmethod
+    def full(cls) -> "MemoryOptions":
+        """Part of `bench all --full`."""
+        return cls(frames=(*FRAMES, *LONG_FRAMES))
+
+    def check(self) -> None:
+        """InputError on the first option that cannot be used."""
+        if not self.layers:
+            raise InputError(f"--layers: expected at least one of {', '.join(LAYER_NAMES)}, got none")
+        for name in self.layers:
+            try:
+                layer_named(name)
+            except ValueError as error:
+                raise InputError(f"--layers: {str(error).replace('one of', 'some of')}") from error
+        several = {"--layers": self.layers, "--frames": self.frames, "--widths": self.widths,
+                   "--width-frames": self.width_frames}  # fmt: skip
+        for option, values in several.items():
+            if not values:
+                raise InputError(f"{option}: expected at least one number, got none")
+            if len(set(values)) != len(values):
+                raise InputError(f"{option}: the same value twice in {' '.join(map(str, values))}")
+        counts = [(option, count) for option in ("--frames", "--width-frames") for count in several[option]]
+        counts += [("--repeats", self.repeats), ("--threads", self.threads)]
+        for option, value in [*counts, ("--search-resolution", self.search_resolution)]:
+            if value < 1:
+                raise InputError(f"{option}: expected a whole number of at least 1, got {value}")
+        for option, limit in (
+            ("--memory-limit-gib", self.memory_limit_gib), ("--search-limit-gib", self.search_limit_gib),
+        ):  # fmt: skip
+            if limit is not None and not 0.0 < limit < float("inf"):
+                raise InputError(f"{option}: expected a positive number, got {limit}")
+        try:
+            self.network()
+            for width in self.widths:
+                Network.paper().of_width(width)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def network(self) -> Network:
+        return Network.small(self.base_channels, self.size)
+
+    def limit_bytes(self) -> int | None:
+        if self.memory_limit_gib is not None:
+            return int(self.memory_limit_gib * GIB)
+        free = available_bytes()
+        return None if free is None else int(AVAILABLE_SHARE * free)
