@@ -188,6 +188,28 @@ def test_exchanging_directions_is_reversing_time(merge, layout, dtype, compiled_
 
 
 @LAYOUTS
+@pytest.mark.parametrize("length", [1, 7, 16, 33])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_padding_is_neutral(direction, length, layout, compiled_backend):
+    """Steps of softplus(-200 + bias) = 0 behind a sequence, which then keeps its bits, as does the state it leaves."""
+    case = Case(direction=direction, length=length, layout=layout, channels=18, states=5, initial=True, last=True)
+    padded = dataclasses.replace(case, length=length + 9)
+    (inputs, (dy, dlast)), (others, (other_dy, _)) = (
+        (c.inputs(device_of(compiled_backend)), c.output_gradients(device_of(compiled_backend))) for c in (case, padded)
+    )
+    at = slice(0, length) if direction == "forward" else slice(9, None)
+    for name in ("u", "delta", "z", "B", "C"):
+        padding = others[name].fill_(-200) if name == "delta" else others[name]
+        padding[:, :, at] = inputs[name]
+    other_dy.zero_()[:, :, at] = dy
+    wanted = run(inputs, case, compiled_backend, dy, dlast)
+    found = run(others, padded, compiled_backend, other_dy, dlast)
+    for name in found.keys() - time_sums(case) - {"B", "C"}:  # what is no sum over steps or channels
+        value = found[name] if name in ("last_state", "initial_state") else found[name][:, :, at]
+        assert_same_bits(value, wanted[name], name)
+
+
+@LAYOUTS
 def test_mean_is_half_the_sum(layout, backend):
     case = Case(layout=layout)
     total = run_case(case, backend)["y"]
