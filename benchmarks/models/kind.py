@@ -17,8 +17,9 @@ MIB = 2**20
 OURS = "bi-s6"
 REFERENCE = ("attention-einsum", 112)  # layer and width whose memory other layers' widths are compared by
 PREDICTED = "Predicted from saved bytes, activations of backward excluded"
-STATE = "weights, gradients, Adam's two moments, averaged weights and what is saved for backward, float32, batch 1"
+STATE = "weights, gradients, Adam's two moments, averaged weights, what is saved for backward (float32, batch 1)"
 PAPER = "the paper's setting: base width 112, 14 heads of 64, 16 states, 32×32 pixels, batch 1"
+COLUMNS = {"frames": "frames", "base_channels": "base width", "memory_bytes": "memory"}  # key of rows -> for people
 
 
 def check(result: dict) -> None:
@@ -43,20 +44,24 @@ def tables(result: dict) -> list[Table]:
     sampling = partial(_grid, result, "sampling", settings["frames"])
     found = [
         *_against_ours(result),
-        training("Peak memory of a training step, MiB", f"{small}; median of the repeats.", _peak),
+        training("Peak memory of a training step, MiB", f"{small}; median of the repeats.", _peak, has_parameters=True),
         training("Time of a training step, s", f"{small}; median of the repeats, 10th to 90th percentile.", _seconds),
         training("Training, frames per second", f"{small}; of a clip, over the median time of a step.", _throughput),
         training("Saved for backward, MiB", f"{small}; exact, counted in the same step.", _saved_mib),
         sampling("Peak memory of a denoising step, MiB", f"{small}; one level of sampling.", _peak),
         sampling("Time of a denoising step, s", f"{small}; median of the repeats, 10th to 90th percentile.", _seconds),
-        sampling("A denoising step, frames per second", f"{small}; divided by the levels: sampling.", _throughput),
+        sampling(
+            "A denoising step, frames per second",
+            f"{small}; a sample takes a step for every level it visits.",
+            _throughput,
+        ),
         _modes(result),
     ]
     if result["limits"]:
         found.append(_limits(result))
     if result["saved"]:
         title, caption = "Saved for backward by the paper's network, GiB", f"{_capital(PAPER)}; exact, on fake tensors."
-        found.append(_grid(result, "saved", settings["frames"], title, caption, _saved_gib))
+        found.append(_grid(result, "saved", settings["frames"], title, caption, _saved_gib, has_parameters=True))
         found += [_predicted(result), *(_widths(result, frames) for frames in settings["width_frames"])]
         if any(row["layer"] == REFERENCE[0] for row in result["widths"]):
             found.append(_equal_memory(result))
@@ -79,10 +84,10 @@ def _cell(row: dict | None, shown: Callable[[dict], str]) -> str:
 
 
 def _grid(result: dict, section: str, columns: list[int], title: str, caption: str, shown: Callable[[dict], str],
-          key: str = "frames", heading: Callable[[int], str] = str, has_parameters: bool = True) -> Table:  # fmt: skip
+          key: str = "frames", heading: Callable[[int], str] = str, has_parameters: bool = False) -> Table:  # fmt: skip
     """Layers down, row[key] across."""
     rows = {(row["layer"], row[key]): row for row in result[section]}
-    header = ["frames" if key == "frames" else "", *(["parameters"] if has_parameters else []), *map(heading, columns)]
+    header = [COLUMNS[key], *(["parameters"] if has_parameters else []), *map(heading, columns)]
     body = []
     for name in result["settings"]["layers"]:
         own = [rows.get((name, column)) for column in columns]
@@ -181,13 +186,13 @@ def _limits(result: dict) -> Table:
 
 def _predicted(result: dict) -> Table:
     caption = (
-        f"{PREDICTED}. The largest number of frames with which {STATE} fit, counted exactly on fake tensors; "
-        f"GB are 10⁹ bytes. {_capital(PAPER)}."
+        f"{PREDICTED}. The most frames with which all of this fits: {STATE}, counted exactly on fake tensors; "
+        f"a GB is 10⁹ bytes. {_capital(PAPER)}."
     )
     title = "Most frames of the paper's network, predicted"
     memories = result["settings"]["memories_bytes"]
     return _grid(result, "predicted", memories, title, caption, lambda row: f"{row['most_frames']:,}",
-                 "memory_bytes", _gb, has_parameters=False)  # fmt: skip
+                 "memory_bytes", _gb)  # fmt: skip
 
 
 def _gb(memory: int) -> str:
@@ -199,7 +204,7 @@ def _widths(result: dict, frames: int) -> Table:
     caption = f"{PREDICTED}: {STATE}. 32×32 pixels, attention with 8 times as many features as the base width."
     title = f"Memory against base width, {frames} frames, GiB"
     return _grid(rows, "widths", result["settings"]["widths"], title, caption,
-                 lambda row: f"{row['training_bytes'] / GIB:.2f}", "base_channels", has_parameters=False)  # fmt: skip
+                 lambda row: f"{row['training_bytes'] / GIB:.2f}", "base_channels")  # fmt: skip
 
 
 def _equal_memory(result: dict) -> Table:
@@ -273,13 +278,13 @@ def pictures(result: dict) -> list[Picture]:
         ), legend),
     ]  # fmt: skip
     if result["saved"]:
-        exact = "32×32, batch 1; predicted, activations of backward excluded"
-        most = panel("Most frames against memory, GB", f"base width 112, {exact}", _with_frames(result["predicted"]),
-                     _most_frames, x="memory_bytes", label="memory, GB",
-                     tick=lambda memory: f"{memory / 1e9:g}")  # fmt: skip
+        excluded = "activations of backward excluded"
         frames = settings["width_frames"][-1]
-        widths = panel(f"Memory against base width, {frames} frames, GiB", exact,
-                       [row for row in result["widths"] if row["frames"] == frames],
+        at_frames = [row for row in result["widths"] if row["frames"] == frames]
+        most = panel("Most frames against memory, predicted", f"base width 112, 32×32; {excluded}",
+                     _with_frames(result["predicted"]), _most_frames, x="memory_bytes", label="memory, GB",
+                     tick=lambda memory: f"{memory / 1e9:g}")  # fmt: skip
+        widths = panel(f"GiB against base width, {frames} frames", f"predicted, 32×32; {excluded}", at_frames,
                        lambda row: [row["training_bytes"] / GIB], x="base_channels", label="base width")  # fmt: skip
         label = "Predicted for the paper's network: most frames against memory, and memory against width"
         found.append(Picture("memory-paper", label, (most, widths), legend))

@@ -53,7 +53,7 @@ class MemoryOptions(RunOptions):
     search_resolution: int = 16
     """The search ends when a number of frames that fits and one that does not are so far apart."""
 
-    widths: tuple[int, ...] = (32, 64, 96, 112, 128, 160, 192)
+    widths: tuple[int, ...] = (32, 64, 112, 160, 224, 320)
     """Base widths at which the memory of the paper's network is counted, multiples of 8."""
 
     width_frames: tuple[int, ...] = (16, 64, 256)

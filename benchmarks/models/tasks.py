@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch._dynamo  # what an optimizer imports when it is made: here, before anything is timed
@@ -123,7 +124,7 @@ def base_line(request: dict) -> int:
     return process_memory.resident_bytes() or process_memory.lifetime_peak_bytes()
 
 
-def measured_steps(prepare: Callable[[int], Callable[[], object]], request: dict, baseline: int) -> tuple[dict, object]:
+def measured_steps(prepare: Callable[[int], Callable[[], object]], request: dict, baseline: int) -> tuple[dict, Any]:
     """(time and peak memory of so many steps, what the last one returned). prepare(index) makes a step, untimed."""
     seconds, peaks, began, last = [], [], time.perf_counter(), None
     for index in range(1, request["repeats"] + 1):

@@ -18,6 +18,7 @@ STYLE = {
     "svg.hashsalt": "ssmvdm",  # the same figure gives the same file
 }
 EMPHASISED = "bi-s6"
+FEW_DECADES = 200.0  # least to largest value of an axis that has room for more labels than the decades
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def label_few_decades(axes: Axes) -> None:
     """Plain numbers on a logarithmic axis of y; 2 and 5 too where the decades alone would be too few."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     low, high = axes.get_ylim()
-    if high / low < 30:
+    if high / low < FEW_DECADES:
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
