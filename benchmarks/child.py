@@ -3,12 +3,13 @@
 A request is {"task", "threads"} and what the task's function says that it takes.
 """
 
-import traceback
-
 import torch
 
+from benchmarks.kernels import gpu_device, scan_tasks
 from benchmarks.kernels.scan_peak import scan_peak
+from benchmarks.layers import tasks as layer_tasks
 from benchmarks.measure import environment, process_memory
+from benchmarks.measure.failures import failure
 from benchmarks.models import tasks
 
 TASKS = {
@@ -17,7 +18,12 @@ TASKS = {
     "modes": tasks.modes,
     "counts": tasks.counts,
     "scan_peak": scan_peak,
+    "scan_rates": scan_tasks.rates,
+    "scan_shape": scan_tasks.shape_rows,
+    "layer_alone": layer_tasks.alone,
+    "layers_in_turns": layer_tasks.in_turns,
     "environment": lambda request: environment.describe(request["threads"]),
+    "gpu": lambda request: gpu_device.describe("cuda"),
 }
 
 
@@ -28,8 +34,4 @@ def answer(request: dict) -> dict:
     try:
         return TASKS[request["task"]](request)
     except Exception as error:  # whatever it is, the other measurements go on
-        message = (str(error).splitlines() or ["no message"])[0]
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            return {"status": "out of memory", "detail": f"an allocation failed: {message}"}
-        traceback.print_exc()
-        return {"status": "error", "detail": f"{type(error).__name__}: {message}"}
+        return failure(error)

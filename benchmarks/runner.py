@@ -53,7 +53,7 @@ def present(results: list[dict], old: dict[str, dict], folder: Path, stem: str) 
     for result in results:
         kind = kind_named(result["kind"])
         for table in (*all_tables(kind, result), *([changes[kind.name]] if kind.name in changes else [])):
-            console.print(terminal.table(table))
+            terminal.show(console, table)
         if warning := busy_warning(result["environment"]):
             console.print(f"[red]{warning}[/]", soft_wrap=True)
     return page

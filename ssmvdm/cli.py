@@ -39,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str]):
     """The chosen command's options. InputError for what cannot be understood, SystemExit after --help."""
     app, benches, conversions = (tyro.extras.SubcommandApp() for _ in range(3))
-    benches.command(bench.MemoryOptions, name="memory")
+    benches.command(bench.AllOptions, name="all")
     benches.command(bench.ScanOptions, name="scan")
+    benches.command(bench.LayerOptions, name="layers")
+    benches.command(bench.MemoryOptions, name="memory")
     benches.command(bench.ReportOptions, name="report")
     app.command(train.command(argv), name="train")
     app.command(sample.SampleOptions, name="sample")
@@ -87,8 +89,10 @@ COMMANDS = {
     evaluate.EvaluateOptions: evaluate.run,
     reproduce.ReproduceOptions: reproduce.run,
     demo.DemoOptions: demo.run,
-    bench.MemoryOptions: bench.run_memory,
+    bench.AllOptions: bench.run_all,
     bench.ScanOptions: bench.run_scan,
+    bench.LayerOptions: bench.run_layers,
+    bench.MemoryOptions: bench.run_memory,
     bench.ReportOptions: bench.run_report,
     convert.ConvertDataOptions: convert.run_data,
     convert.ConvertCheckpointOptions: convert.run_checkpoint,

@@ -11,25 +11,18 @@ The rates are of a multiprocessor of compute capability 8.0 to 12.0, at the cloc
 Source: CUDA C++ programming guide, "Throughput of native arithmetic instructions".
 """
 
-from benchmarks.kernels.scan_case import Shape
+from benchmarks.kernels.shapes import Shape
 
 SPECIAL_PER_CLOCK = 16
 INSTRUCTIONS_PER_CLOCK = 128  # threads of four schedulers
 BACKWARD_INSTRUCTIONS = 17.2
 
 
-def element_bytes(shape: Shape, mode: str, itemsize: int) -> float:
-    """Bytes per element. Forward: u, z, both deltas and y. Backward: the same, and the gradients of all but y."""
-    shared = 4 * shape.states / shape.channels  # B and C of both directions
-    tensors = 5 + shared if mode == "forward" else 9 + 2 * shared
-    return tensors * itemsize
-
-
 def floors(shape: Shape, mode: str, itemsize: int, found: dict, sm_mhz: float) -> dict[str, float]:
     """Seconds by what binds: "memory" and "special functions" or "issue". `found`: of `gpu_device.describe`."""
     elements = shape.elements()
     clocks = found["multiprocessors"] * sm_mhz * 1e6
-    memory = elements * element_bytes(shape, mode, itemsize) / found["copy_bytes_per_second"]
+    memory = shape.traffic_bytes(mode, itemsize) / found["copy_bytes_per_second"]
     if mode == "forward":
         special = elements * (2 * shape.states + 6) / (clocks * SPECIAL_PER_CLOCK)
         return {"memory": memory, "special functions": special}

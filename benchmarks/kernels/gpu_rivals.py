@@ -96,18 +96,6 @@ def equal_heads(channels: int) -> tuple[int, int]:
     return number, channels // number
 
 
-def compiled(function: Callable[[Tensors], Tensor]) -> Callable[[Tensors], Tensor]:
-    """torch.compile, whose backward may run more than once for one forward."""
-    import torch._functorch.config
-
-    def run(tensors: Tensors) -> Tensor:
-        with torch._functorch.config.patch(donated_buffer=False):
-            return call(tensors)
-
-    call = torch.compile(function, dynamic=False)
-    return run
-
-
 def attention(name: str, label: str, heads: Callable[[int], tuple[int, int]], bytes_per_element: int) -> Rival:
     make = rivals.attention_tensors(heads)
     return Rival(name, label, make, rivals.sdpa, rivals.softmax_attention, ("q", "k", "v"), bytes_per_element)
@@ -128,5 +116,5 @@ def all_rivals(mamba_scan: Callable[..., Tensor] | None) -> list[Rival]:
         attention("sdpa-8x64", "SDPA, 8 heads of 64", lambda channels: (8, rivals.HEAD_WIDTH), 96),
         attention("sdpa-equal", "SDPA of equal width", equal_heads, 48),
         Rival("compiled", "torch.compile of the eager loop, twice with flips", rivals.scan_tensors,
-              compiled(partial(twice, scan=eager_in_float32)), twice_truth, SCANNED, 768),
+              rivals.compiled(partial(twice, scan=eager_in_float32)), twice_truth, SCANNED, 768),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.kernels.gpu_device import one_line
-from benchmarks.kernels.scan_tables import table
+from benchmarks.report.tables import grid
 
 MODES = ("forward", "backward")
 # Okabe and Ito's palette, told apart by every kind of colour vision.
@@ -21,7 +21,7 @@ def markdown(result: dict) -> str:
         "launches.",
     ]
     for mode in MODES:
-        parts += [f"## {mode.capitalize()}", table(["", *_heads(settings)], _rows(result, mode))]
+        parts += [f"## {mode.capitalize()}", grid(["", *_heads(settings)], _rows(result, mode))]
     parts.append(
         "In brackets: time over that of "
         f"{settings['base']}, measured in turns; then, for ours, the share of the modelled floor. `*`: timed on fewer "
@@ -29,7 +29,7 @@ def markdown(result: dict) -> str:
     )
     if result["clocks"]:
         heads = ["read while measuring", "SM MHz", "memory MHz", "W", "°C"]
-        parts += ["## Clocks", table(heads, [_clocks(row) for row in result["clocks"]])]
+        parts += ["## Clocks", grid(heads, [_clocks(row) for row in result["clocks"]])]
     notes = result["notes"] + [
         f"{row['label']}, length {row['length']}: {row['detail']}"
         for row in result["rows"] if row["status"] != "ok" and row["mode"] == MODES[0]

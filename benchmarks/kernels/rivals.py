@@ -6,7 +6,7 @@ autograd, and has a float64 truth of its own to be gated against.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class Rival:
     """name and label; make(case tensors or sizes) -> leaf tensors; run and truth: the same result, timed and plain.
 
     per_sequence: names of the tensors that belong to the sequences, which are stored in the dtype that is compared.
-    few: such a tensor, or the result, cut down to a few sequences.
+    few: such a tensor, or the result, cut down to a few sequences. is_optional: a torch may be unable to run it.
     bytes_per_element: peak working memory of forward and backward per (channel, time step) of a sequence, a rough upper
     estimate that keeps a measurement within the machine's memory.
     """
@@ -42,6 +42,7 @@ class Rival:
     per_sequence: tuple[str, ...]
     bytes_per_element: int
     few: Callable[[Tensor], Tensor] = first_two
+    is_optional: bool = False
 
 
 def scan_tensors(sequences: int, channels: int, length: int, states: int, generator: torch.Generator) -> Tensors:
@@ -116,13 +117,64 @@ def _swept(decay: Tensor, drive: Tensor) -> Tensor:
 
 def pscan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     """Causal selective scan with the recurrence as a parallel scan; arguments as eager.selective_scan."""
+    return parallel(ParallelScan.apply, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def parallel(recurrence: Callable[[Tensor, Tensor], Tensor], u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """Causal selective scan by `recurrence` of decay and drive, (n, channels, length, states) each, to h."""
     delta = delta + delta_bias[:, None]
     delta = F.softplus(delta) if delta_softplus else delta
     decay = torch.exp(delta[..., None] * A[:, None])  # (n, d, l, states)
     drive = (delta * u)[..., None] * B.transpose(1, 2)[:, None]
-    h = ParallelScan.apply(decay, drive)
-    y = torch.einsum("bdln,bnl->bdl", h, C) + u * D[:, None]
+    y = torch.einsum("bdln,bnl->bdl", recurrence(decay, drive), C) + u * D[:, None]
     return y * F.silu(z)
+
+
+def associative(*arguments) -> Tensor:
+    """The same with torch's own prototype of a parallel scan, in its form for any device."""
+    from torch._higher_order_ops.associative_scan import associative_scan
+
+    return parallel(lambda *pair: associative_scan(_after, pair, dim=2, combine_mode="generic")[1], *arguments)
+
+
+def _after(earlier: tuple[Tensor, Tensor], later: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """h -> a h + x, composed."""
+    return earlier[0] * later[0], later[0] * earlier[1] + later[1]
+
+
+def compiled(function: Callable[[Tensors], Tensor]) -> Callable[[Tensors], Tensor]:
+    """torch.compile, whose backward may run more than once for one forward."""
+    import torch._functorch.config
+
+    def run(tensors: Tensors) -> Tensor:
+        with torch._functorch.config.patch(donated_buffer=False):
+            return call(tensors)
+
+    call = torch.compile(function, dynamic=False)
+    return run
+
+
+def compiled_once(tensors: Tensors) -> Tensor:
+    """`eager_scan` compiled for any number of sequences, so that a gate and a probe on a few compile nothing more."""
+    for value in tensors.values():
+        if value.dim() == 3:
+            torch._dynamo.maybe_mark_dynamic(value, 0)
+    return _compiled_eager_scan()(tensors)
+
+
+@cache
+def _compiled_eager_scan() -> Callable[[Tensors], Tensor]:
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1  # no helper processes, which would outlive one that is killed
+    return compiled(eager_scan)
+
+
+def reference(tensors: Tensors) -> Tensor:
+    """Our own reference backend, in PyTorch."""
+    from ssmvdm_kernels import bidirectional_selective_scan
+
+    return bidirectional_selective_scan(**tensors, delta_softplus=True, backend="reference")
 
 
 def s4d_tensors(sequences: int, channels: int, length: int, states: int, generator: torch.Generator) -> Tensors:
@@ -244,6 +296,35 @@ RIVALS = (
         eager_scan,
         _SCANNED,
         1024,
+    ),
+    Rival(
+        "reference",
+        "our reference backend (PyTorch)",
+        scan_tensors,
+        reference,
+        eager_scan,
+        _SCANNED,
+        1024,
+    ),
+    Rival(
+        "associative",
+        "torch's associative_scan, twice with flips",
+        scan_tensors,
+        partial(eager_scan, scan=associative),
+        eager_scan,
+        _SCANNED,
+        2048,
+        is_optional=True,
+    ),
+    Rival(
+        "compiled",
+        "torch.compile of the eager mathematics, twice with flips",
+        scan_tensors,
+        compiled_once,
+        eager_scan,
+        _SCANNED,
+        1024,
+        is_optional=True,
     ),
     Rival(
         "s4d-fft",

@@ -1,35 +1,19 @@
 """One case of the scan benchmark: our operator on tensors of a given shape, dtype and memory layout, and its gate."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks.kernels import rivals
 from benchmarks.kernels.rivals import Rival, Tensors
+from benchmarks.kernels.shapes import Shape
 from benchmarks.measure.gate import EAGER_FACTOR, ROUNDING_UNITS, Check, Gate
 
 GATED_SEQUENCES = 8
 RIVAL_FACTOR = 16.0  # a rival has to be right, not as exact as we are
 RIVAL_ROUNDINGS = 4
 SEQUENCE_AXIS = {"video": 3, "channels-last": 0, "length-contiguous": 0}
-
-
-@dataclass(frozen=True)
-class Shape:
-    sequences: int
-    channels: int
-    length: int
-    states: int
-
-    def elements(self) -> int:
-        """Of one (batch, channels, length) tensor."""
-        return self.sequences * self.channels * self.length
-
-    def exponentials(self) -> int:
-        """exp2 evaluations of one pass over both directions."""
-        return 2 * self.elements() * self.states
 
 
 def our_tensors(shape: Shape, dtype: torch.dtype, layout: str, device: str = "cpu") -> Tensors:

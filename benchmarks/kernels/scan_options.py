@@ -2,33 +2,28 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from benchmarks.measure.environment import device_name, device_slug
-from benchmarks.report.files import RESULTS
+from benchmarks.kernels.shapes import LENGTHS, LEVELS, SHAPES, shape_named
+from benchmarks.options import RunOptions
 from ssmvdm.errors import InputError
 
-RIVALS = ("eager", "pscan", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
+RIVALS = ("eager", "reference", "pscan", "associative", "compiled", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("video", "channels-last", "length-contiguous")
+QUICK_SHAPES = (*(named.name for named in LEVELS), "base", *(named.name for named in LENGTHS[1:5:3]))
 
 
 @dataclass(frozen=True)
-class ScanOptions:
+class ScanOptions(RunOptions):
     """The bidirectional scan on the CPU against its rivals: forward, and forward with backward.
 
     Rivals and ours are timed in turns in one process, so that a ratio is of one moment; every tensor that is timed has
-    passed a check against float64 first. Writes scan.json and scan.md.
+    passed a check against float64 first. Writes scan.json, .csv, .md, .html and pictures as .svg and .png.
     """
 
-    sequences: tuple[int, ...] = (256, 1024)
-    """Numbers of independent sequences."""
-
-    lengths: tuple[int, ...] = (16, 64, 256)
-    """Lengths of the sequences."""
-
-    channels: int = 128
-    """Channels per sequence, a multiple of 8."""
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    """Shapes by name: paper-1 to paper-4, paper-64, mamba-284, diffusers-65536, base, length-8 to -1024, channels-64 to
+    -1792, sequences-1k to -1M; or SEQUENCESxLENGTHxCHANNELS."""
 
     states: int = 16
     """States per channel."""
@@ -40,7 +35,12 @@ class ScanOptions:
     """Memory layouts of ours: video, channels-last, length-contiguous."""
 
     rivals: tuple[str, ...] = RIVALS
-    """What to compare with: eager, pscan, s4d-fft, s4d-scan (our own S4D), sdpa-8x64, sdpa-equal."""
+    """What to compare with: eager, reference (ours, in PyTorch), pscan, associative, compiled, s4d-fft, s4d-scan (our
+    own S4D), sdpa-8x64, sdpa-equal."""
+
+    compiled_length: int = 8
+    """Greatest length at which the rival "compiled" takes part: torch.compile unrolls the loop over time, and takes
+    minutes for long ones."""
 
     threads: tuple[int, ...] = field(default_factory=lambda: tuple(dict.fromkeys((1, min(2, os.cpu_count() or 1)))))
     """Numbers of threads; rivals run with the last one."""
@@ -48,11 +48,18 @@ class ScanOptions:
     rounds: int = 15
     """Rounds of interleaved timings; a slow rival takes part in as many as its budget allows, three at least."""
 
-    budget_seconds: float = 4.0
+    budget_seconds: float = 0.6
     """Time that one candidate may take at one shape and mode. A rival too slow for it runs on fewer sequences."""
 
-    out: Path | None = None
-    """Folder for the results. Default: benchmarks/results/<device>."""
+    @classmethod
+    def quick(cls) -> "ScanOptions":
+        """Part of `bench all`."""
+        return cls(shapes=QUICK_SHAPES, rounds=9, budget_seconds=0.25)
+
+    @classmethod
+    def full(cls) -> "ScanOptions":
+        """Part of `bench all --full`."""
+        return cls()
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
@@ -63,18 +70,23 @@ class ScanOptions:
                 if value not in choices:
                     raise InputError(f"{option}: unknown {value!r}; expected some of {', '.join(choices)}")
         for option, values in (
-            ("--sequences", self.sequences), ("--lengths", self.lengths), ("--threads", self.threads),
-            ("--channels", (self.channels,)), ("--states", (self.states,)), ("--rounds", (self.rounds,)),
+            ("--threads", self.threads), ("--states", (self.states,)), ("--rounds", (self.rounds,)),
+            ("--compiled-length", (self.compiled_length,)),
         ):  # fmt: skip
             if not values or min(values) < 1:
                 got = " ".join(map(str, values)) or "none"
                 raise InputError(f"{option}: expected whole numbers of at least 1, got {got}")
-        if not self.dtypes or not self.layouts:
-            raise InputError("--dtypes and --layouts: expected at least one of each")
-        if self.channels % 8:
-            raise InputError(f"--channels: expected a multiple of 8 (heads of attention), got {self.channels}")
+        for option, values in (("--dtypes", self.dtypes), ("--layouts", self.layouts), ("--shapes", self.shapes)):
+            if not values:
+                raise InputError(f"{option}: expected at least one, got none")
+            if len(set(values)) != len(values):
+                raise InputError(f"{option}: the same value twice in {' '.join(values)}")
+        for name in self.shapes:
+            try:
+                channels = shape_named(name, self.states).shape.channels
+            except ValueError as error:
+                raise InputError(f"--shapes: {error}") from error
+            if channels % 8:
+                raise InputError(f"--shapes: expected a multiple of 8 channels (heads of attention), got {name}")
         if not 0.0 < self.budget_seconds < float("inf"):
             raise InputError(f"--budget-seconds: expected a positive number, got {self.budget_seconds}")
-
-    def folder(self) -> Path:
-        return self.out or RESULTS / device_slug(device_name())

@@ -11,6 +11,9 @@ import signal
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 
+from benchmarks.measure.journal import Journal
+from ssmvdm.errors import InputError
+
 TIMEOUT_SECONDS = 300.0
 
 
@@ -33,6 +36,15 @@ def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
         process.kill()
         process.join()
         receiver.close()
+
+
+def environment_of(threads: int, journal: Journal) -> dict:
+    """`environment.describe` as a process with so many threads sees it, when the run began; InputError if it cannot
+    import torch or the package."""
+    found = journal.answer({"task": "environment", "threads": threads}, call_child)
+    if found.get("status"):
+        raise InputError(f"torch or the package cannot be imported: {found['detail']}")
+    return found
 
 
 def _context() -> BaseContext:

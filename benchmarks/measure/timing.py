@@ -64,3 +64,12 @@ def exponentials_per_second(threads: int, seconds: float = 0.2) -> float | None:
             lanes = sum(pool.map(probe, [vectors] * threads))
             best = max(best, lanes / (time.perf_counter() - start))
     return best
+
+
+def bytes_per_second(nbytes: int = 2**27, repeats: int = 5) -> float:
+    """Bytes read and written by a sum of two arrays into a third, all beyond the caches, on torch's threads; the best
+    of a few."""
+    import torch
+
+    first, second, total = (torch.ones(nbytes // 4) for _ in range(3))
+    return 3 * nbytes / min(once(partial(torch.add, first, second, out=total)) for _ in range(repeats))

@@ -6,7 +6,6 @@ counted, not timed, has one sample and no band. The band knows of the noise with
 become slower as a whole shows as rows that are slower.
 """
 
-import json
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +15,7 @@ from benchmarks.measure.environment import one_line
 from benchmarks.report.kinds import OK, Kind, Measure, about, kind_named
 from benchmarks.report.tables import Table
 from ssmvdm.errors import InputError
+from ssmvdm.json_file import read_object
 
 RESAMPLES = 2000
 BAND = 0.95
@@ -25,12 +25,7 @@ HEADER = ["row", "quantity", "before", "now", "now / before", "noise band", "ver
 
 def load(path: Path) -> dict:
     """A result of any kind. InputError if the file cannot be read, is no JSON, or is something else."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # undecodable bytes, no JSON, or brackets without end
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    result = read_object(path)
     try:
         if result["schema"] != 1:
             raise ValueError(f"schema {result['schema']!r}")

@@ -1,4 +1,4 @@
-"""`ssmvdm bench memory | scan | report`."""
+"""`ssmvdm bench all | scan | layers | memory | report`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,45 +7,75 @@ from typing import Annotated
 import tyro
 
 from benchmarks.kernels.scan_options import ScanOptions
-from benchmarks.models.memory import MemoryOptions
+from benchmarks.layers.options import LayerOptions
+from benchmarks.models.options import MemoryOptions
+from benchmarks.options import RunOptions
 from ssmvdm.commands.page import show
 from ssmvdm.commands.requirements import need
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """Draw the plot, the table and the HTML report again from a memory.json."""
+class AllOptions(RunOptions):
+    """All benchmarks into one folder, with one page, report.html: the scan, temporal layers, networks.
 
-    results: Annotated[Path, tyro.conf.Positional]
-    """A memory.json that `ssmvdm bench memory` wrote."""
+    The quick part takes less than six minutes on two cores.
+    """
+
+    full: bool = False
+    """Measure at length, in less than 40 minutes on two cores."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write the tables, pictures and the page of results again."""
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """JSON files of one folder that `ssmvdm bench` wrote."""
 
     out: Path | None = None
-    """Folder for the files. Default: where the JSON lies."""
+    """Folder for the files. Default: where the first JSON lies."""
+
+    compare: Path | None = None
+    """An earlier result of the same kind (JSON), or a folder of results: say of every row what has changed."""
 
     open: bool = False
     """Show the report in the browser when done."""
 
 
-def run_memory(options: MemoryOptions) -> None:
-    need("bench", "matplotlib", "rich")
-    from benchmarks.models import memory
-
-    memory.run(options)
+def run_all(options: AllOptions) -> None:
+    kinds = {"scan": ScanOptions, "layers": LayerOptions, "memory": MemoryOptions}
+    _run({name: kind.full() if options.full else kind.quick() for name, kind in kinds.items()}, options, "report")
 
 
 def run_scan(options: ScanOptions) -> None:
-    options.check()
-    need("bench", "rich")
-    from benchmarks.kernels import scan
+    _run({"scan": options}, options, "scan")
 
-    scan.run(options)
+
+def run_layers(options: LayerOptions) -> None:
+    _run({"layers": options}, options, "layers")
+
+
+def run_memory(options: MemoryOptions) -> None:
+    _run({"memory": options}, options, "memory")
+
+
+def _run(parts: dict, how: RunOptions, stem: str) -> None:
+    for options in parts.values():
+        options.check()
+    need("bench", "matplotlib", "rich")
+    from benchmarks import runner
+
+    show(runner.run(parts, how, stem), how.open)
 
 
 def run_report(options: ReportOptions) -> None:
-    need("bench", "matplotlib")
-    from benchmarks.models import report
+    need("bench", "matplotlib", "rich")
+    from benchmarks import runner
+    from benchmarks.report import compare
     from benchmarks.report.files import prepare_folder
 
-    result = report.load(options.results)
-    html = report.write_all(result, prepare_folder(options.out or options.results.parent))
-    show(html, options.open)
+    results = [compare.load(path) for path in options.results]
+    names = [result["kind"] for result in results]
+    old = compare.earlier(options.compare, names) if options.compare else {}
+    folder = prepare_folder(options.out or options.results[0].parent)
+    show(runner.present(results, old, folder, names[0] if len(names) == 1 else "report"), options.open)

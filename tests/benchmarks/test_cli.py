@@ -29,7 +29,7 @@ def run(capsys, *arguments):
     ("arguments", "expected"),
     [
         ([], "bench, convert, data, info"),
-        (["bench"], "memory, scan, report"),
+        (["bench"], "all, scan, layers, memory, report"),
         (["nonsense"], "nonsense"),
         (["bench", "memory", "--layers", "lstm"], "--layers: unknown layer 'lstm'; expected some of attention-einsum"),
         (["bench", "memory", "--layers"], "--layers"),
@@ -48,8 +48,13 @@ def run(capsys, *arguments):
         (["bench", "scan", "--dtypes", "int8"], "--dtypes: unknown 'int8'"),
         (["bench", "scan", "--layouts", "diagonal"], "--layouts"),
         (["bench", "scan", "--rivals", "lstm"], "--rivals"),
-        (["bench", "scan", "--lengths", "0"], "--lengths"),
-        (["bench", "scan", "--channels", "12"], "--channels: expected a multiple of 8"),
+        (["bench", "scan", "--shapes", "base3"], "--shapes: unknown shape 'base3'; expected SEQUENCESxLENGTHxCHANNELS"),
+        (["bench", "scan", "--shapes", "base", "base"], "--shapes: the same value twice"),
+        (["bench", "scan", "--shapes", "4x4x12"], "--shapes: expected a multiple of 8 channels"),
+        (["bench", "scan", "--threads", "0"], "--threads: expected whole numbers of at least 1, got 0"),
+        (["bench", "scan", "--budget-seconds", "nan"], "--budget-seconds"),
+        (["bench", "all", "--compare", "nowhere.json"], "cannot read nowhere.json"),
+        (["bench", "all", "--compare", "."], "--compare: expected a result of scan or layers or memory"),
         (["data", "movies"], "movies"),
         (["data", "maze", "--frames", "0"], "--frames: expected a whole number of at least 1, got 0"),
         (["data", "maze", "--size", "1"], "--size"),
@@ -72,7 +77,7 @@ def test_bad_input_gets_one_line_and_status_two(capsys, tmp_path, monkeypatch, a
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["memory", "scan"])
+@pytest.mark.parametrize("command", ["all", "memory", "layers", "scan"])
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(capsys, tmp_path, command):
     (tmp_path / "file").write_text("in the way")
     status, _, err = run(capsys, "bench", command, "--out", tmp_path / "file" / "results")
@@ -87,8 +92,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(capsys,
     [
         (b"{", "is not valid JSON"),
         (b"\xff\xfe", "is not valid JSON"),
-        (b"[]", "is not a result"),
-        (b"null", "is not a result"),
+        (b"[]", "expected a JSON object"),
+        (b"null", "expected a JSON object"),
         (b"{}", "is not a result"),
         (b'{"schema": 1, "kind": "memory"}', "is not a result"),
         (b"[" * 100_000, "is not valid JSON"),
@@ -144,7 +149,9 @@ def test_info_is_text_or_json(capsys):
     assert json.loads(out)
 
 
-@pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "memory"], ["bench", "scan"], ["data"], ["info"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["bench"], *(["bench", kind] for kind in ("all", "scan", "layers", "memory")), ["data"], ["info"]]
+)
 def test_help_is_there_and_says_something(capsys, arguments):
     status, out, err = run(capsys, *arguments, "--help")
     assert status == 0
@@ -158,19 +165,21 @@ def test_an_optional_package_that_is_missing_is_named_with_its_remedy():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_interrupt_leaves_one_line_and_no_files(tmp_path):
+def test_an_interrupted_run_leaves_its_journal_alone_and_goes_on_from_it(tmp_path):
     command = [sys.executable, "-m", "ssmvdm.cli", "bench", "memory", "--out", str(tmp_path), "--frames", "64"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not children_of(process.pid):
+    journal = tmp_path / "memory.journal"
+    while time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.strip().splitlines()[-1].endswith("ssmvdm: interrupted, nothing written")
-    assert list(tmp_path.iterdir()) == []
+    assert err.strip().splitlines()[-1] == "ssmvdm: interrupted: the same command with --resume goes on"
+    assert [path.name for path in tmp_path.iterdir()] == ["memory.journal"]
     assert not children_of(process.pid)
+    assert journal.read_bytes().count(b"\n") > 1
 
 
 def children_of(pid: int) -> list[str]:

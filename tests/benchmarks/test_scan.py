@@ -3,15 +3,24 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.kernels import rivals
-from benchmarks.kernels.scan_case import Shape, gate_ours, gate_rival, our_tensors, run_ours
+from benchmarks.kernels import rivals, scan, scan_tasks
+from benchmarks.kernels.kind import KIND
+from benchmarks.kernels.scan_case import gate_ours, gate_rival, our_tensors, run_ours
 from benchmarks.kernels.scan_options import ScanOptions
+from benchmarks.kernels.shapes import SHAPES, Shape, shape_named
 from benchmarks.measure import timing
+from benchmarks.measure.children import call_child
+from benchmarks.measure.journal import Journal
+from ssmvdm import cli
 from tests.conftest import require_backend
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+pytest.importorskip("rich", reason="rich is not installed")
 
 LAYOUTS = ("video", "channels-last", "length-contiguous")
 
@@ -22,19 +31,29 @@ def made(rival, length, sequences=3):
     return {name: value.requires_grad_() for name, value in tensors.items()}
 
 
+CHEAP = [rival for rival in rivals.RIVALS if rival.name != "compiled"]
+
+
 @pytest.mark.parametrize("length", [2, 5, 16, 33])
-@pytest.mark.parametrize("rival", rivals.RIVALS, ids=lambda rival: rival.name)
+@pytest.mark.parametrize("rival", CHEAP, ids=lambda rival: rival.name)
 def test_rivals_compute_what_they_claim(rival, length):
     gate = gate_rival(rival, made(rival, length))
     assert gate.has_passed, gate.first_failure()
 
 
-@pytest.mark.parametrize("rival", rivals.RIVALS, ids=lambda rival: rival.name)
+@pytest.mark.parametrize("rival", CHEAP, ids=lambda rival: rival.name)
 def test_a_rival_that_is_wrong_is_caught(rival):
-    from dataclasses import replace
-
     wrong = replace(rival, run=lambda tensors: rival.run(tensors) * 1.01)
     assert not gate_rival(wrong, made(rival, 16)).has_passed
+
+
+def test_the_compiled_rival_is_the_eager_one(monkeypatch):
+    """Without code generation, which takes minutes."""
+    call = torch.compile(rivals.eager_scan, backend="eager")
+    monkeypatch.setattr(rivals, "_compiled_eager_scan", lambda: call)
+    rival = next(rival for rival in rivals.RIVALS if rival.name == "compiled")
+    gate = gate_rival(rival, made(rival, 3))
+    assert gate.has_passed, gate.first_failure()
 
 
 def test_the_parallel_scan_is_the_recurrence():
@@ -108,26 +127,120 @@ def test_freed_memory_is_kept_and_reused():
     assert int(run_python("-c", code)) >= 2**28
 
 
-def test_the_whole_benchmark_on_a_small_shape(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results of a real run: two shapes of our own and two of a sweep."""
     require_backend("cpu")
-    arguments = ["--sequences", "16", "--lengths", "4", "8", "--channels", "16", "--states", "4", "--threads", "1", "2"]
-    arguments += ["--rounds", "3", "--budget-seconds", "0.2", "--out", str(tmp_path)]
-    printed = run_python("-m", "ssmvdm.cli", "bench", "scan", *arguments)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.json", "scan.md"]
-    result = json.loads((tmp_path / "scan.json").read_text())
-    assert {row["name"] for row in result["rivals"]} == {rival.name for rival in rivals.RIVALS}
-    for row in result["rivals"] + result["ours"]:
+    out = tmp_path_factory.mktemp("results")
+    arguments = ["--shapes", "16x4x16", "16x8x64", "channels-64", "channels-224", "--states", "4"]
+    arguments += ["--threads", "1", "2", "--compiled-length", "1"]
+    arguments += ["--rounds", "3", "--budget-seconds", "0.05", "--out", str(out)]
+    assert cli.main(["bench", "scan", *arguments]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    return json.loads((folder / "scan.json").read_text())
+
+
+def test_all_files_are_written_and_nothing_else(folder):
+    pictures = [f"scan-channels-{theme}.{kind}" for theme in ("light", "dark") for kind in ("svg", "png")]
+    expected = sorted([*pictures, *(f"scan.{kind}" for kind in ("json", "csv", "md", "html"))])
+    assert sorted(path.name for path in folder.iterdir()) == expected
+
+
+def test_every_row_has_passed_its_gate_or_says_why_it_has_no_number(result):
+    full = ("16x4x16", "16x8x64")
+    names = {row["name"] for row in result["times"] if row["shape"] in full and not row["is_ours"]}
+    assert names == {rival.name for rival in rivals.RIVALS}
+    for row in result["times"]:
+        if row["name"] == "compiled":
+            assert row["status"] == "not applicable" and "compiled up to 1" in row["detail"]
+            continue
         assert row["status"] == "ok", (row["name"], row["detail"])
-        assert row["ratio"] > 0.0
-        assert row["gate"]["passed"]
-    assert len(result["scaling"]) == 4
-    candidates = ("ours", "s4d-fft", "s4d-scan")
-    expected = [(length, candidate) for length in (4, 8) for candidate in candidates]
-    assert [(row["length"], row["candidate"]) for row in result["memory"]] == expected
-    text = (tmp_path / "scan.md").read_text()
-    assert text in printed
-    assert "Peak memory" in text and "S4D by scan and by FFT" in text
+        assert row["gate"]["passed"] and row["ratio"] > 0.0 and len(row["seconds"]) == 3
+        if row["is_ours"]:
+            assert set(row.get("shares_of_floor", {})) <= {"exponentials", "memory"}
+    shares = [row["shares_of_floor"] for row in result["times"] if row["is_ours"] and row["mode"] == "forward"]
+    assert all(0.0 < share < 1.0 for own in shares for share in own.values()) and shares
+    assert [(row["shape"], row["mode"]) for row in result["threads"]] == [
+        (shape, mode) for shape in full for mode in ("forward", "forward+backward")
+    ]
+    expected = [(shape, name) for shape in full for name in ("ours", "s4d-fft", "s4d-scan")]
+    assert [(row["shape"], row["name"]) for row in result["memory"]] == expected
+    assert all(row["tensors"] > 1.0 for row in result["memory"])
 
 
-def test_defaults_are_valid():
-    ScanOptions().check()
+def test_in_a_sweep_one_variant_of_ours_meets_the_cheap_rivals(result):
+    swept = [row for row in result["times"] if row["shape"] == "channels-224" and row["mode"] == "forward"]
+    expected = ["ours float32 channels-last", "compiled", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal"]
+    assert [row["name"] for row in swept] == expected
+
+
+def test_shares_of_floors_are_of_the_rates_that_were_measured(result):
+    row = next(row for row in result["times"] if row["is_ours"] and row["mode"] == "forward")
+    shape, seconds = shape_named(row["shape"], 4).shape, sorted(row["seconds"])[1]
+    expected = shape.traffic_bytes("forward", 4) / result["rates"]["bytes_per_second"] / seconds
+    assert row["shares_of_floor"]["memory"] == pytest.approx(expected, rel=1e-12)
+    if rate := result["rates"]["exponentials_per_second"]:
+        assert row["shares_of_floor"]["exponentials"] == pytest.approx(shape.exponentials() / rate / seconds, rel=1e-12)
+
+
+def test_tables_have_every_shape_and_candidate(folder, result):
+    text = (folder / "scan.md").read_text()
+    for label in {row["label"] for row in result["times"]} | set(result["settings"]["shapes"]):
+        assert label in text
+    for title in ("## Threads", "## Peak memory", "## Sweep over channels", "## Without a number", "## Method"):
+        assert title in text
+
+
+def test_a_shape_beyond_the_memory_is_a_row(tmp_path):
+    options = ScanOptions(shapes=("1000000000x1000x8",), threads=(1,))
+    found = scan.measure(options, lambda *progress: None, Journal(tmp_path / "a.journal", {}, False))
+    assert [(row["status"], row["mode"]) for row in found["times"]] == [
+        ("out of memory", mode) for mode in ("forward", "forward+backward")
+    ]
+    assert "GiB, " in found["times"][0]["detail"]
+    KIND.check(found | {"wall_seconds": 1.0})
+    assert any("out of memory" in cell for table in KIND.tables(found) for row in table.rows for cell in row)
+
+
+def test_a_child_that_dies_is_a_row(tmp_path, monkeypatch):
+    def dead(request, *timeout):
+        died = {"status": "out of memory", "detail": "killed by the system (signal 9)"}
+        return died if request["task"] == "scan_shape" else call_child(request)
+
+    monkeypatch.setattr(scan, "call_child", dead)
+    options = ScanOptions(shapes=("length-8", "length-16"), threads=(1,))
+    found = scan.measure(options, lambda *progress: None, Journal(tmp_path / "a.journal", {}, False))
+    assert {(row["shape"], row["status"]) for row in found["times"]} == {
+        ("length-8", "out of memory"), ("length-16", "out of memory"),
+    }  # fmt: skip
+    KIND.check(found | {"wall_seconds": 1.0})
+
+
+def test_a_rival_that_breaks_is_a_row_and_one_that_this_torch_cannot_run_says_so(monkeypatch):
+    require_backend("cpu")
+    request = {"rivals": ["pscan", "associative"], "compiled_length": 1, "rounds": 3, "budget_seconds": 0.01}
+
+    def broken(tensors):
+        raise RuntimeError("not on this device\nand more")
+
+    both = [replace(rival, run=broken) for rival in rivals.RIVALS if rival.name in request["rivals"]]
+    monkeypatch.setattr(rivals, "RIVALS", tuple(both))
+    shape = Shape(4, 16, 4, 4)
+    rows = scan_tasks._timed(request, shape, [scan_tasks._ours(shape, "float32", "channels-last")], "forward")
+    assert [row["status"] for row in rows] == ["ok", "error", "not applicable"]
+    assert {row["detail"] for row in rows[1:]} == {"RuntimeError: not on this device"}
+
+
+def test_options_are_valid_and_names_are_shapes():
+    for options in (ScanOptions(), ScanOptions.quick(), ScanOptions.full()):
+        options.check()
+    assert shape_named("base", 5).shape == Shape(1024, 128, 64, 5)
+    assert shape_named("3x2x8", 5).shape == Shape(3, 8, 2, 5)
+    assert all(shape_named(name, 16).shape == named.shape for name, named in SHAPES.items())
+    for wrong in ("3x2", "0x1x8", "x", "3x2x8x1", "base2"):
+        with pytest.raises(ValueError, match=f"unknown shape '{wrong}'"):
+            shape_named(wrong, 16)

@@ -1,0 +1,288 @@
+"""How results of the scan benchmark are shown."""
+
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from benchmarks.kernels.shapes import Shape
+from benchmarks.report.files import spread
+from benchmarks.report.kinds import OK, Kind, Measure
+from benchmarks.report.pictures import Panel, Picture
+from benchmarks.report.plots import Theme
+from benchmarks.report.tables import Table
+
+MODES = ("forward", "forward+backward")
+SWEEPS = {"length": "lengths", "channels": "channels", "sequences": "sequences"}  # the size -> what is swept over
+
+
+@dataclass(frozen=True)
+class Mark:
+    color: tuple[str, str]
+    marker: str
+
+
+MARKS = {  # Okabe and Ito's palette, as `benchmarks.shapes` has it for layers
+    "ours": Mark(("#007A5A", "#2BD4A4"), "o"),
+    "s4d-scan": Mark(("#B0568A", "#CC79A7"), "P"),
+    "s4d-fft": Mark(("#857A00", "#F0E442"), "v"),
+    "sdpa-8x64": Mark(("#B8860B", "#E69F00"), "D"),
+    "sdpa-equal": Mark(("#D55E00", "#FF8A3D"), "s"),
+    "eager": Mark(("#000000", "#FFFFFF"), "X"),
+    "pscan": Mark(("#0072B2", "#56B4E9"), "^"),
+    "associative": Mark(("#6A3D9A", "#B39DDB"), "<"),
+    "compiled": Mark(("#5F6B7A", "#AEB8C4"), ">"),
+}
+
+
+def check(result: dict) -> None:
+    """Raises whatever comes first when a part that is drawn or tabulated is missing."""
+    settings = result["settings"]
+    for sizes in settings["shapes"].values():
+        _ = _shape(sizes).exponentials(), str(sizes["source"]), bool(sizes["is_sweep"])
+    _ = settings["base"] + "", settings["dtypes"][0], settings["threads"][0], settings["rounds"] + 1
+    _ = settings["keeps_freed_memory"], result["rates"].get("exponentials_per_second")
+    for row in result["times"]:
+        _ = settings["shapes"][row["shape"]], str(row["label"]), bool(row["is_ours"]), MODES.index(row["mode"])
+        if row["status"] == OK:
+            _ = median(row["seconds"]), float(row.get("ratio", 1)), dict(row.get("shares_of_floor", {}))
+    for row in result["threads"]:
+        _ = settings["shapes"][row["shape"]], MODES.index(row["mode"]), row["threads"] + 1, median(row["speedup"])
+    for row in result["memory"]:
+        _ = settings["shapes"][row["shape"]], row["status"] != OK or float(row["tensors"])
+
+
+def _shape(sizes: dict) -> Shape:
+    return Shape(sizes["sequences"], sizes["channels"], sizes["length"], sizes["states"])
+
+
+def tables(result: dict) -> list[Table]:
+    found = [_shapes(result)]
+    for mode in MODES:
+        found += [_rivals(result, mode), _ours(result, mode)]
+    found += [_sweep(result, size) for size in SWEEPS if len(_swept(result, size)) > 1]
+    if result["threads"]:
+        found.append(_threads(result))
+    return [*found, _memory(result)] if result["memory"] else found
+
+
+def _full(result: dict) -> list[str]:
+    """Names of the shapes that everything is measured at."""
+    return [name for name, sizes in result["settings"]["shapes"].items() if not sizes["is_sweep"]]
+
+
+def _shapes(result: dict) -> Table:
+    rows = []
+    for name, sizes in result["settings"]["shapes"].items():
+        numbers = [f"{sizes[key]:,}" for key in ("sequences", "length", "channels", "states")]
+        rows.append([name, *numbers, sizes["source"]])
+    return Table("Shapes", "", ["shape", "sequences", "length", "channels", "states", "source"], rows)
+
+
+def _cells(result: dict, mode: str, is_ours: bool, cell) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) with a column for each full shape and a row for each candidate."""
+    shapes = [name for name in _full(result) if any(row["shape"] == name for row in result["times"])]
+    found: dict[str, dict[str, str]] = {}
+    for row in result["times"]:
+        if row["mode"] == mode and row["is_ours"] == is_ours and row["shape"] in shapes:
+            shown = cell(row, result["settings"]["shapes"][row["shape"]]) if row["status"] == OK else row["status"]
+            found.setdefault(row["label"], {})[row["shape"]] = shown
+    return shapes, [[label, *(by_shape.get(shape, "–") for shape in shapes)] for label, by_shape in found.items()]
+
+
+def _rivals(result: dict, mode: str) -> Table:
+    def cell(row: dict, sizes: dict) -> str:
+        star = "*" if row["timed_sequences"] < sizes["sequences"] else ""
+        return f"{row['ratio']:.3g}{star}" if "ratio" in row else "–"
+
+    shapes, rows = _cells(result, mode, False, cell)
+    caption = (
+        f"Time over that of {result['settings']['base']}, measured in turns, median of the rounds. *: timed on fewer "
+        "sequences than ours and scaled up."
+    )
+    return Table(f"Rivals, {mode}: how many times as long as ours", caption, ["rival", *shapes], rows)
+
+
+def _ours(result: dict, mode: str) -> Table:
+    def cell(row: dict, sizes: dict) -> str:
+        return f"{_milliseconds(row)} {_shares(row)}"
+
+    shapes, rows = _cells(result, mode, True, cell)
+    of = "" if mode == "forward" else "; of the backward pass alone"
+    caption = (
+        "ms: median (10th to 90th percentile); in brackets the shares of the time that the exponentials alone and that "
+        f"the memory traffic alone would take{of}."
+    )
+    return Table(f"Ours, {mode}", caption, ["layout, type", *shapes], rows)
+
+
+def _milliseconds(row: dict) -> str:
+    found = {key: 1e3 * value for key, value in spread(row["seconds"]).items()}
+    return f"{found['median']:.3g} ({found['p10']:.3g} to {found['p90']:.3g})"
+
+
+def _shares(row: dict) -> str:
+    shares = row.get("shares_of_floor", {})
+    return f"[{', '.join(f'{100 * share:.0f} %' for share in shares.values())}]" if shares else ""
+
+
+def _swept(result: dict, size: str) -> list[tuple[int, str]]:
+    """(size, name) of the shapes in the sweep over it, in order of size; found shapes that fit among them too."""
+    shapes = result["settings"]["shapes"]
+    swept = [sizes for sizes in shapes.values() if sizes["source"] == f"sweep over {SWEEPS[size]}"]
+    others = [key for key in ("sequences", "length", "channels") if key != size]
+    found = [
+        (sizes[size], name) for name, sizes in shapes.items()
+        if swept and all(sizes[key] == swept[0][key] for key in others)
+    ]  # fmt: skip
+    return sorted(found)
+
+
+def _sweep(result: dict, size: str) -> Table:
+    """Of the candidates that the sweep has: nanoseconds per element, both modes."""
+    points = _swept(result, size)
+    rows: dict[str, dict[str, str]] = {}
+    for row in result["times"]:
+        if row["shape"] in [name for _, name in points] and _is_shown(result, row):
+            label = f"{row['label']}, {row['mode']}"
+            shown = f"{_nanoseconds(result, row):.3g}" if row["status"] == OK else row["status"]
+            rows.setdefault(label, {})[row["shape"]] = shown
+    header = ["ns per element", *(f"{value:,}" for value, _ in points)]
+    body = [[label, *(cells.get(name, "–") for _, name in points)] for label, cells in rows.items()]
+    sizes = result["settings"]["shapes"][points[0][1]]
+    fixed = ", ".join(f"{sizes[key]:,} {key}" for key in ("sequences", "channels") if key != size)
+    fixed += "" if size == "length" else f", length {sizes['length']}"
+    return Table(f"Sweep over {SWEEPS[size]}", f"Median; {fixed}. An element is one channel at one time.", header, body)
+
+
+def _is_shown(result: dict, row: dict) -> bool:
+    return row["name"] == result["settings"]["base"] or row["name"] in MARKS
+
+
+def _nanoseconds(result: dict, row: dict) -> float:
+    return 1e9 * median(row["seconds"]) / _shape(result["settings"]["shapes"][row["shape"]]).elements()
+
+
+def _threads(result: dict) -> Table:
+    shapes = list(dict.fromkeys(row["shape"] for row in result["threads"]))
+    first = result["settings"]["threads"][0]
+    rows: dict[str, dict[str, str]] = {}
+    for row in result["threads"]:
+        label = f"{first} to {row['threads']} threads, {row['mode']}"
+        rows.setdefault(label, {})[row["shape"]] = f"{median(row['speedup']):.2f}"
+    body = [[label, *(cells.get(shape, "–") for shape in shapes)] for label, cells in rows.items()]
+    return Table("Threads", "Time on the first number of threads over that on the second.", ["", *shapes], body)
+
+
+def _memory(result: dict) -> Table:
+    """One line per candidate, in tensors of (batch, channels, length)."""
+    shapes = list(dict.fromkeys(row["shape"] for row in result["memory"]))
+    labels = {"ours": "selective scan", "s4d-scan": "S4D by scan", "s4d-fft": "S4D by FFT"}
+    rows: dict[str, dict[str, str]] = {}
+    for row in result["memory"]:
+        shown = f"{row['tensors']:.2f}" if row["status"] == OK else row["status"]
+        rows.setdefault(row["name"], {})[row["shape"]] = shown
+    body = [[labels[name], *(cells.get(shape, "–") for shape in shapes)] for name, cells in rows.items()]
+    caption = "Of forward and backward, above the inputs, in tensors of (batch, channels, length); in fresh processes."
+    return Table("Peak memory", caption, ["", *shapes], body)
+
+
+def pictures(result: dict) -> list[Picture]:
+    """One for each sweep that has at least two sizes: time per element, a panel for each mode."""
+    found = []
+    for size, plural in SWEEPS.items():
+        points = _swept(result, size)
+        if len(points) < 2:
+            continue
+        sizes = result["settings"]["shapes"][points[0][1]]
+        setting = ", ".join(f"{key} {sizes[key]:,}" for key in ("sequences", "length", "channels") if key != size)
+        panels = tuple(
+            Panel(f"{mode.capitalize()}, ns per element", setting, partial(_draw, result, size, mode)) for mode in MODES
+        )
+        labels = {_marked(result, row): row["label"] for row in _rows_of(result, points)}
+        legend = tuple((MARKS[name], labels[name], True) for name in MARKS if name in labels)
+        label = f"Time of the scan and its rivals per element against {plural}"
+        found.append(Picture(f"scan-{size}", label, panels, legend))
+    return found
+
+
+def _rows_of(result: dict, points: list[tuple[int, str]]) -> list[dict]:
+    names = [name for _, name in points]
+    return [row for row in result["times"] if row["shape"] in names and row["status"] == OK and _is_shown(result, row)]
+
+
+def _marked(result: dict, row: dict) -> str:
+    return "ours" if row["name"] == result["settings"]["base"] else row["name"]
+
+
+def _draw(result: dict, size: str, mode: str, axes: Axes, theme: Theme) -> None:
+    """Median and the band from the 10th to the 90th percentile."""
+    points = _swept(result, size)
+    value_of = {name: value for value, name in points}
+    curves: dict[str, list[dict]] = {}
+    for row in _rows_of(result, points):
+        if row["mode"] == mode:
+            curves.setdefault(_marked(result, row), []).append(row)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for name, rows in curves.items():
+        rows = sorted(rows, key=lambda row: value_of[row["shape"]])
+        scale = [1e9 / _shape(result["settings"]["shapes"][row["shape"]]).elements() for row in rows]
+        spreads = [spread(row["seconds"]) for row in rows]
+        x, color = [value_of[row["shape"]] for row in rows], MARKS[name].color[theme.index]
+        low, middle, high = (
+            [found[key] * each for found, each in zip(spreads, scale, strict=True)] for key in ("p10", "median", "p90")
+        )
+        width = 2.4 if name == "ours" else 1.6
+        axes.plot(x, middle, MARKS[name].marker + "-", color=color, label=rows[0]["label"], lw=width, ms=6, zorder=3)
+        axes.fill_between(x, low, high, color=color, alpha=0.22, lw=0)
+    axes.set_xlabel(SWEEPS[size])
+    axes.set_xticks([value for value, _ in points], [_short(value) for value, _ in points])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: int) -> str:
+    """65536 -> 64k."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if value >= size and value % size == 0:
+            return f"{value // size}{unit}"
+    return str(value)
+
+
+def method(result: dict) -> str:
+    settings, rates = result["settings"], result["rates"]
+    rate, bandwidth = rates.get("exponentials_per_second"), rates.get("bytes_per_second")
+    measured = [f"vector exp2 alone {rate / 1e9:.1f} G/s"] if rate else []
+    measured += [f"the sum of two arrays into a third {bandwidth / 1e9:.1f} GB/s"] if bandwidth else []
+    return (
+        f"Two directions, {settings['states']} states, {settings['threads'][-1]} threads. Every shape in a process of "
+        f"its own; candidates take turns with ours there, up to {settings['rounds']} rounds and "
+        f"{settings['budget_seconds']} s each, at least three, after output and all gradients of the timed buffers "
+        "have been compared with float64. Warm"
+        + (": freed memory stays with the process, in large pages" if settings["keeps_freed_memory"] else "")
+        + ". Both directions of a rival are run one after the other, with flips between, as the published layer does. "
+        + (f"Floors are of rates measured in the same run: {' and '.join(measured)}." if measured else "")
+    )
+
+
+def _memory_bytes(row: dict) -> list[float]:
+    return [row["peak_bytes"]] if "peak_bytes" in row else []
+
+
+KIND = Kind(
+    name="scan",
+    title="The bidirectional selective scan",
+    check=check,
+    tables=tables,
+    pictures=pictures,
+    measures=(
+        Measure("times", ("shape", "name", "mode"), "time", lambda row: row["seconds"], "s", "lower"),
+        Measure("threads", ("shape", "mode", "threads"), "speed-up", lambda row: row["speedup"], "1", "higher"),
+        Measure("memory", ("shape", "name"), "peak memory", _memory_bytes, "bytes", "lower"),
+    ),
+    method=method,
+)
