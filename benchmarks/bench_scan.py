@@ -9,12 +9,11 @@ is done, so that a run that is stopped leaves what it has measured.
 """
 
 import argparse
-import contextlib
 import gc
 import json
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -79,20 +78,10 @@ class Options:
             raise InputError("--device cuda: PyTorch finds no CUDA device")
 
 
-@contextlib.contextmanager
-def timer_of(device: str) -> Iterator:
-    """A timer, and on a GPU a stream of its own for all that happens inside."""
-    if device == "cpu":
-        yield gpu_timing.HostTimer()
-        return
-    with torch.cuda.stream(torch.cuda.Stream()):
-        yield gpu_timing.CudaTimer()
-
-
 def measure(options: Options, save: Callable[[dict], None]) -> dict:
     """All measurements as one JSON-able dictionary; save(result) after every shape."""
     options.check()
-    result = {
+    result: dict = {
         "schema": 1, "kind": STEM, "environment": gpu_device.describe(options.device),
         "settings": {"sequences": options.sequences, "channels": options.channels, "states": options.states,
                      "dtype": options.dtype, "lengths": list(options.lengths), "base": None, "caches": None},
@@ -101,7 +90,7 @@ def measure(options: Options, save: Callable[[dict], None]) -> dict:
     compared = _rivals(options, result["notes"])
     backends = _backends(options, result["notes"])
     result["settings"]["base"] = f"{backends[0]} {options.layouts[0]}" if backends else None
-    with timer_of(options.device) as timer:
+    with gpu_timing.timer_of(options.device) as timer:
         result["settings"]["caches"] = timer.caches
         # What compiles for long comes last, so that a run that is stopped has the rest.
         for length in sorted(options.lengths, key=lambda length: length in options.compiled_lengths):

@@ -4,8 +4,9 @@ A timer makes a function ready (`prepare`) and times a block of launches of it (
 turns, budgets and statistics, knows no device.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median, quantiles
 
 import torch
@@ -87,6 +88,16 @@ class CudaTimer:
         return gpu_device.summary_of_clocks(samples)
 
 
+@contextlib.contextmanager
+def timer_of(device: str) -> Iterator[HostTimer | CudaTimer]:
+    """A timer, and on a GPU a stream of its own for all that happens inside."""
+    if device == "cpu":
+        yield HostTimer()
+        return
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield CudaTimer()
+
+
 def in_turns(
     timer, candidates: dict[str, Callable[[], object]], launches: int, budget_s: float, turns: int = 10
 ) -> dict[str, list[list[float]]]:
@@ -122,5 +133,10 @@ def summary(blocks: list[list[float]]) -> dict[str, float | int]:
 
 
 def ratio(theirs: list[list[float]], ours: list[list[float]]) -> float:
-    """Median over the turns that both took part in of theirs / ours, each the median of its block."""
-    return median(median(a) / median(b) for a, b in zip(theirs, ours, strict=False))
+    """Median of `ratios`."""
+    return median(ratios(theirs, ours))
+
+
+def ratios(theirs: list[list[float]], ours: list[list[float]]) -> list[float]:
+    """Of every turn that both took part in: theirs / ours, each the median of its block."""
+    return [median(a) / median(b) for a, b in zip(theirs, ours, strict=False)]

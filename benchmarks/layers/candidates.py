@@ -6,10 +6,11 @@ one with ":published" the same layer as the authors' code computes it. Two more 
 
 from dataclasses import dataclass
 
-from benchmarks.shapes import LAYERS, PAPER_NETWORK, Layer, layer_named
+from benchmarks.shapes import LAYERS, Layer, Network, layer_named
 
+PAPER = Network.paper()
 BASE = "bi-s6"  # what times are compared with
-DEEPEST = len(PAPER_NETWORK["channel_mults"])
+WIDTHS = tuple(PAPER.base_channels * mult for mult in PAPER.channel_mults)  # channels at each level
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Candidate(Layer):
         return self.temporal["layer"], self.temporal.get("mixer"), self.has_bias
 
 
-_SDPA = {"layer": "attention", "attention_backend": "sdpa"}
+_SDPA: dict[str, str] = {"layer": "attention", "attention_backend": "sdpa"}
 _ATTENTION = (
     Candidate("sdpa-rotary", "SDPA, rotary, no bias", _SDPA, ("#7F3FBF", "#B48CFF"), "D", "lean"),
     Candidate("flex-attention", "FlexAttention, rotary and bias", _SDPA, ("#C2185B", "#FF6FA8"), "^", "flex", True),
@@ -71,7 +72,7 @@ class Shape:
 
     @property
     def channels(self) -> int:
-        return PAPER_NETWORK["base_channels"] * PAPER_NETWORK["channel_mults"][self.level - 1]
+        return WIDTHS[self.level - 1]
 
     @property
     def side(self) -> int:

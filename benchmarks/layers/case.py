@@ -132,9 +132,8 @@ def gate(case: Case, mode: str, truth: tuple[Tensors, Tensors]) -> Gate:
         values = {"output": two_pixels(y), "x": two_pixels(gradients["x"])}
         _, gradients = case.gradients(two_pixels(case.x), two_pixels(case.dy))
         values |= {name: gradients[name] for name in case.weights}
-    return Gate(
-        tuple(
-            layer_check(name if name == "output" else f"gradient of {name}", value.cpu(), truth[0][name], truth[1][name])
-            for name, value in values.items()
-        )
-    )
+    checks = []
+    for name, value in values.items():
+        label = name if name == "output" else f"gradient of {name}"
+        checks.append(layer_check(label, value.cpu(), truth[0][name], truth[1][name]))
+    return Gate(tuple(checks))

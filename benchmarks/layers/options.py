@@ -3,11 +3,12 @@
 import os
 from dataclasses import dataclass, field
 
-from benchmarks.layers.candidates import ALL, DEEPEST, QUICK, Shape, candidate_named
+from benchmarks.layers.candidates import ALL, QUICK, WIDTHS, Shape, candidate_named
 from benchmarks.options import RunOptions
 from ssmvdm.errors import InputError
 
 DEVICES = ("cpu", "cuda")
+STRIDE = 2 ** (len(WIDTHS) - 1)  # of the U-Net, in pixels
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class LayerOptions(RunOptions):
             if len(set(values)) != len(values):
                 raise InputError(f"{option}: the same value twice in {' '.join(map(str, values))}")
         for option, level in (*(("--levels", level) for level in self.levels), ("--sweep-level", self.sweep_level)):
-            if not 1 <= level <= DEEPEST:
-                raise InputError(f"{option}: expected levels from 1 to {DEEPEST}, got {level}")
+            if not 1 <= level <= len(WIDTHS):
+                raise InputError(f"{option}: expected levels from 1 to {len(WIDTHS)}, got {level}")
         for option, value in (
             *(("--frames", count) for count in self.frames), ("--threads", self.threads),
             ("--launches", self.timed_launches()),
@@ -86,8 +87,8 @@ class LayerOptions(RunOptions):
             if value < 1:
                 raise InputError(f"{option}: expected a whole number of at least 1, got {value}")
         for option, size in (("--size", self.size), ("--sweep-size", self.sweep_size)):
-            if size < 1 or size % (1 << (DEEPEST - 1)):
-                raise InputError(f"{option}: expected a multiple of {1 << (DEEPEST - 1)} pixels, got {size}")
+            if size < 1 or size % (STRIDE):
+                raise InputError(f"{option}: expected a multiple of {STRIDE} pixels, got {size}")
         if self.device not in DEVICES:
             raise InputError(f"--device: expected {' or '.join(DEVICES)}, got {self.device!r}")
         if not 0.0 < self.budget_seconds < float("inf"):

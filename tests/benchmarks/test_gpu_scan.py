@@ -276,7 +276,7 @@ def test_options_that_cannot_be_used_are_named(changes, message):
 def test_without_a_gpu_one_line_says_so(tmp_path, capsys):
     assert bench_scan.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().out == "bench_scan: --device cuda: PyTorch finds no CUDA device\n"
-    with bench_scan.timer_of("cpu") as timer:
+    with gpu_timing.timer_of("cpu") as timer:
         assert isinstance(timer, gpu_timing.HostTimer)
 
 

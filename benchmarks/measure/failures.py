@@ -1,0 +1,17 @@
+"""What becomes of a measurement that raised: a status and a reason, while the others go on."""
+
+import traceback
+
+import torch
+
+
+def failure(error: Exception) -> dict:
+    """{"status", "detail"}: "out of memory", "not applicable" for what torch says it does not implement, else "error",
+    with the traceback on standard error."""
+    message = (str(error).splitlines() or ["no message"])[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return {"status": "out of memory", "detail": f"an allocation failed: {message}"}
+    if isinstance(error, NotImplementedError):
+        return {"status": "not applicable", "detail": message}
+    traceback.print_exc()
+    return {"status": "error", "detail": f"{type(error).__name__}: {message}"}
