@@ -1,6 +1,7 @@
 """What holds for every call: hypothesis draws sizes, options, dtypes and strides, and shrinks what fails.
 
-The examples are the same in every run. `--hypothesis-profile=search` draws thousands of others.
+The examples are the same in every run. `--hypothesis-profile=search` draws thousands of others. On the CPU: GPUs have
+the listed cases, as the time on them is short and Triton compiles every set of options anew.
 """
 
 from __future__ import annotations
@@ -14,33 +15,37 @@ from hypothesis import strategies as st
 
 from . import cases, test_conv, test_s4d
 from .bounds import usage
-from .checks import assert_same_bits, call, check_case, device_of, run, run_case
+from .checks import assert_same_bits, call, check_case, run, run_case
 from .drawn import LANES, SHAPES, STRIDES, scans
 from .test_exact import part
 
-
-def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
-    """Float64 is computed on the CPU only."""
-    return cases.DTYPES if device_of(backend) == "cpu" else cases.DTYPES[:3]
+either = pytest.mark.parametrize("backend", ["reference", "cpu"], indirect=True)
+compiled = pytest.mark.parametrize("compiled_backend", ["cpu"], indirect=True)
 
 
-@given(st.data())
-def test_any_scan_is_within_its_bounds(backend, data):
-    check_case(data.draw(scans(dtypes_of(backend))), backend)
+@either
+@given(scans())
+def test_any_scan_is_within_its_bounds(backend, case):
+    check_case(case, backend)
 
 
-@given(st.data(), SHAPES, st.integers(1, 6), STRIDES, st.booleans(), st.booleans(), st.sampled_from(("silu", None)))
-def test_any_convolution_is_within_its_bounds(backend, data, shape, width, layout, separate, has_bias, activation):
-    assume(layout != "expanded")  # which would change the values
-    sizes, dtype, device = (*shape[:3], *shape[3]), data.draw(st.sampled_from(dtypes_of(backend))), device_of(backend)
-    inputs = test_conv.tensors(sizes, width, dtype, layout, separate, has_bias, device)
-    dys = tuple(cases.lay_out(torch.randn(sizes).to(device, dtype), layout, index) for index in (1, 2))
+@either
+@given(
+    SHAPES, st.integers(1, 6), st.sampled_from(cases.DTYPES), STRIDES, st.booleans(), st.booleans(),
+    st.sampled_from(("silu", None)),
+)  # fmt: skip
+def test_any_convolution_is_within_its_bounds(backend, shape, width, dtype, layout, separate, has_bias, activation):
+    sizes = (*shape[:3], *shape[3])
+    inputs = test_conv.tensors(sizes, width, dtype, layout, separate, has_bias, "cpu")
+    dys = tuple(cases.lay_out(torch.randn(sizes).to(dtype), layout, index) for index in (1, 2))
     allowed = test_conv.bounded(inputs, dys, activation)
     for name, value in test_conv.run_conv(inputs, dys, activation, backend).items():
         used = usage(value, allowed[name], value.dtype)
         assert used.max() <= 1, f"{name}: {used.max():.3g} of its bound"
 
 
+@pytest.mark.usefixtures("compiled_backend")
+@compiled
 @given(
     SHAPES, st.integers(1, 9), st.sampled_from(cases.DTYPES[:3]), st.sampled_from(test_s4d.LAYOUTS),
     st.sampled_from((*test_s4d.MERGES, "forward", "reverse")), st.booleans(), st.booleans(),
@@ -49,11 +54,12 @@ def test_any_s4d_scan_is_within_its_bounds(shape, modes, dtype, layout, merge, h
     test_s4d.check(test_s4d.made((*shape, modes), dtype, layout, has_z, has_reverse), merge)
 
 
-@given(st.data(), st.sampled_from((0, 1, -1)))
-def test_any_part_has_the_bits_of_the_whole(compiled_backend, data, axis):
+@compiled
+@given(scans(), st.data(), st.sampled_from((0, 1, -1)))
+def test_any_part_has_the_bits_of_the_whole(compiled_backend, case, data, axis):
     """A cut between sequences, lanes or channels: each side computes by itself what the whole computed."""
-    case = dataclasses.replace(data.draw(scans(dtypes_of(compiled_backend))), last=False)
-    inputs, (dy, _) = (f(device_of(compiled_backend)) for f in (case.inputs, case.output_gradients))
+    case = dataclasses.replace(case, last=False)
+    inputs, (dy, _) = case.inputs(), case.output_gradients()
     assume(case.lanes or axis != -1)
     assume(axis != 1 or ("groups" not in (case.B_form, case.C_form) and dy.shape[1] == case.channels))
     whole = run(inputs, case, compiled_backend, dy)
@@ -67,9 +73,9 @@ def test_any_part_has_the_bits_of_the_whole(compiled_backend, data, axis):
                 assert_same_bits(found[name], wanted[name], f"{name} of {start}:{start + count}")
 
 
-@given(st.data(), st.integers(2, 8))
-def test_any_number_of_threads_gives_the_same_bits(compiled_backend, data, threads):
-    case = data.draw(scans(dtypes_of(compiled_backend)))
+@compiled
+@given(scans(), st.integers(2, 8))
+def test_any_number_of_threads_gives_the_same_bits(compiled_backend, case, threads):
     results = []
     for number in (1, threads):
         torch.set_num_threads(number)
@@ -77,12 +83,12 @@ def test_any_number_of_threads_gives_the_same_bits(compiled_backend, data, threa
     assert_same_bits(*results)
 
 
-@given(st.data())
-def test_any_sequence_can_be_cut_in_time(compiled_backend, data):
+@compiled
+@given(scans().filter(lambda case: case.direction != "both"), st.data())
+def test_any_sequence_can_be_cut_in_time(compiled_backend, case, data):
     """The last state of one half is the initial state of the other, and nothing else of the past is needed."""
-    case = data.draw(scans(dtypes_of(compiled_backend)).filter(lambda case: case.direction != "both"))
     case = dataclasses.replace(case, last=True)
-    inputs = case.inputs(device_of(compiled_backend))
+    inputs = case.inputs()
     y, last = call(inputs, case, compiled_backend)
     state = inputs.pop("initial_state")
     cut = data.draw(st.integers(0, case.length), label="cut")
@@ -117,11 +123,12 @@ def test_any_wrong_size_is_refused_by_name(case, data):
         call(inputs, case, "auto")
 
 
+@compiled
 @given(LANES.filter(lambda lanes: len(lanes) > 1), scans())
 def test_any_lanes_are_one_axis_of_lanes(compiled_backend, lanes, case):
     """(..., height, width) and (..., height * width) are the same sequences in the same order."""
     case = dataclasses.replace(case, lanes=lanes, length=min(case.length, 5), layout="lanes", dtype=torch.float32)
-    inputs, grads = (f(device_of(compiled_backend)) for f in (case.inputs, case.output_gradients))
+    inputs, grads = case.inputs(), case.output_gradients()
     wanted = run(inputs, case, compiled_backend, *grads)
 
     def flat(x):

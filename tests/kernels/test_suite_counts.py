@@ -15,7 +15,7 @@ from . import cases, test_accuracy, test_conv, test_errors, test_gradients, test
 
 def parameters(test: Callable) -> Iterable[dict[str, object]]:
     """What a test is called with, but for its fixtures: one dict for each combination."""
-    marks = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+    marks = [mark for mark in test.pytestmark if mark.name == "parametrize" and not mark.kwargs.get("indirect")]
     axes = []
     for mark in marks:
         names, values = mark.args[:2]
