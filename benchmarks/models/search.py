@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+REACH = 64  # where measured values hardly grow, a guess would be any number
 
 def largest(fits: Callable[[int], bool], guess: int, resolution: int = 1) -> tuple[int, int]:
     """(a count that fits, or 0, which is never tried; one that does not), `resolution` apart. Counts are multiples of
@@ -31,8 +32,8 @@ def largest(fits: Callable[[int], bool], guess: int, resolution: int = 1) -> tup
 
 def crossing(points: list[tuple[int, float]], limit: float) -> int:
     """A guess at the count where what grows through these (count, value) reaches the limit: by the parabola through the
-    last three, or what fewer allow; the last count if it never gets there."""
+    last three, or what fewer allow; the last count if it never gets there, and no more than REACH times that."""
     counts, values = zip(*points[-3:], strict=True)
     coefficients = np.polyfit(counts, np.subtract(values, limit), len(counts) - 1)
     reached = [root.real for root in np.roots(coefficients) if root.real > 0 and np.isclose(root.imag, 0.0)]
-    return max(1, int(min(reached, default=counts[-1])))
+    return max(1, int(min(*reached, REACH * counts[-1]) if reached else counts[-1]))
