@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ssmvdm.data.export import replacing
 from ssmvdm.errors import InputError
 
 
@@ -26,8 +27,8 @@ class Journal:
         lines = _whole_lines(path) if resume else []
         if lines:
             self._take(lines, stamp)
-        with path.open("wb") as stream:  # without the torn line, if there was one
-            stream.writelines(lines or [_line({"stamp": stamp})])
+        with replacing(path) as temporary:  # without the torn line, if there was one
+            temporary.write_bytes(b"".join(lines or [_line({"stamp": stamp})]))
 
     def answer(self, request: dict, measure: Callable[[dict], dict]) -> dict:
         """The recorded answer to an equal request, else what measure(request) gives, recorded."""

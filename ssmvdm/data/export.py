@@ -29,9 +29,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_npy(path: Path, clips: np.ndarray) -> None:
-    """Clips as they are, in NumPy's .npy format, without pickle."""
-    with replacing(path) as temporary:
-        np.save(temporary, clips, allow_pickle=False)
+    """Clips as they are, in NumPy's .npy format, without pickle.
+
+    np.save hands the numbers to the C library and does not hear of it when these, the last bytes to be written, do not
+    fit on the disk: the file would be short, and nobody told.
+    """
+    clips = np.ascontiguousarray(clips)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(clips))
+        stream.write(clips.reshape(-1).view(np.uint8))
 
 
 def as_bytes(pictures: np.ndarray, scale: int) -> np.ndarray:
