@@ -2,6 +2,7 @@
 #
 #   make test VENV=/path/env                 another virtual environment; a torch found there is kept
 #   make test PYTHON=/path/python VENV=      that interpreter's own environment, no virtual environment made
+#   make test TEST_PROCESSES=8               more of them side by side than two
 #
 #   make test-gpu PYTHON=python3 VENV=       nothing is installed: it needs no network
 #   make test-gpu OUT=folder MAMBA_SDIST=archive      where results go; mamba-ssm's sdist, to compile and compare with
@@ -24,15 +25,20 @@ endif
 PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f)
 
-.PHONY: help bench demo test test-cuda-offline test-triton test-integration sass cuda-resources triton-resources build
-.PHONY: lint clean missing
+.PHONY: help bench bench-full bench-micro readme demo test test-cuda-offline test-sanitized test-triton test-integration
+.PHONY: mutants sass cuda-resources triton-resources build lint clean coverage missing
 .NOTPARALLEL:
 
 help:
-	@echo "make bench   memory and time against frame count, for every temporal layer -> benchmarks/results/"
+	@echo "make bench   the scan, temporal layers, networks, under six minutes on two cores -> benchmarks/results/"
+	@echo "make bench-full   the same at length, under 40 minutes"
+	@echo "make bench-micro   single calls, with pytest-benchmark"
 	@echo "make demo    train a small network on maze walks, sample, show: under five minutes on two cores -> demo/"
 	@echo "make test    the test suite"
+	@echo "make coverage   the same, with the lines that no test ran; fails below 95 %"
 	@echo "make test-cuda-offline   the CUDA kernels under checkers on the CPU, and compiled for each architecture"
+	@echo "make test-sanitized   the C++ kernels under sanitizers: memory, undefined behaviour, threads"
+	@echo "make mutants   planted bugs, each of which the suite has to see -> tests/mutants/table.md"
 	@echo "make test-triton   Triton kernels: every interpreted case, every architecture compiled"
 	@echo "make test-integration   the tests against other packages, the long ones too, and the documentation"
 	@echo "make test-gpu    on a GPU: build for it, all cases on it, compute-sanitizer, the benchmark; under ten minutes"
@@ -41,20 +47,46 @@ help:
 	@echo "make sass    what the CUDA scan's loops cost, from machine code -> csrc/cuda/sass.md"
 	@echo "make cuda-resources   registers and spills of the CUDA kernels -> csrc/cuda/resources.md"
 	@echo "make triton-resources   the same of the Triton kernels, and their time loops' cost -> tests/triton/resources.md"
+	@echo "make readme  the numbers in README.md, from the result files"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove build outputs and caches; the environment stays"
 
 bench: build
-	$(ENV_PYTHON) -m ssmvdm.cli bench memory
+	$(ENV_PYTHON) -m ssmvdm.cli bench all
+
+bench-full: build
+	$(ENV_PYTHON) -m ssmvdm.cli bench all --full
+
+bench-micro: build
+	$(ENV_PYTHON) -m pytest -q --benchmark-only benchmarks/micro.py
+
+readme: $(STAMPS)/requirements
+	$(ENV_PYTHON) -m benchmarks.report.readme
 
 demo: build
 	$(ENV_PYTHON) -m ssmvdm.cli demo
 
+# Processes that share the tests, each on one thread but where a test asks for more.
+TEST_PROCESSES ?= 2
+TESTS := pytest -q -n $(TEST_PROCESSES) --dist worksteal tests
+
 test: build
-	MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q tests
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m $(TESTS)
+
+coverage: build
+	$(ENV_PYTHON) -m coverage erase
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m coverage run -m $(TESTS)
+	$(ENV_PYTHON) -m coverage combine -q
+	$(ENV_PYTHON) -m coverage report
 
 test-cuda-offline: build
 	$(ENV_PYTHON) -m pytest -q -m slow tests/cuda_on_cpu
+
+test-sanitized: build
+	$(ENV_PYTHON) -m pytest -q -m slow tests/kernels/test_sanitized.py
+
+mutants: build
+	$(ENV_PYTHON) -m tests.mutants
 
 sass cuda-resources: $(STAMPS)/requirements
 	$(ENV_PYTHON) -m tests.cuda_on_cpu.$(@:cuda-%=%)
