@@ -46,11 +46,11 @@ class MemoryOptions(RunOptions):
     memory_limit_gib: float | None = None
     """Memory one process may take before it counts as out of memory. Default: 90 % of what is free now."""
 
-    search_limit_gib: float | None = 1.0
+    search_limit_gib: float | None = 0.5
     """Memory for which the largest number of frames is searched that the small U-Net can be trained with; None leaves
     the search out."""
 
-    search_resolution: int = 16
+    search_resolution: int = 8
     """The search ends when a number of frames that fits and one that does not are so far apart."""
 
     widths: tuple[int, ...] = (32, 64, 112, 160, 224, 320)
@@ -71,7 +71,7 @@ class MemoryOptions(RunOptions):
     @classmethod
     def full(cls) -> "MemoryOptions":
         """Part of `bench all --full`."""
-        return cls(frames=(*FRAMES, *LONG_FRAMES))
+        return cls(frames=(*FRAMES, *LONG_FRAMES), memory_limit_gib=8.0)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""

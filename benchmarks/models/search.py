@@ -6,6 +6,7 @@ import numpy as np
 
 REACH = 64  # where measured values hardly grow, a guess would be any number
 
+
 def largest(fits: Callable[[int], bool], guess: int, resolution: int = 1) -> tuple[int, int]:
     """(a count that fits, or 0, which is never tried; one that does not), `resolution` apart. Counts are multiples of
     `resolution`; if one fits, so must every smaller one, and some must not.
