@@ -33,12 +33,12 @@ _ATTENTION = (
 )
 _FORMS = {"fast": ("memory “fast” (ours)", "D"), "published": ("as published", "s")}
 
-QUICK = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s4d:published", "s6", BASE,
-         f"{BASE}:fast", f"{BASE}:published")  # fmt: skip
+QUICK = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s4d:published", BASE,
+         f"{BASE}:published")  # fmt: skip
 ALL = (
     "attention-einsum", "attention-sdpa", "sdpa-rotary", "flex-attention", "linear-attention",
     "s4d", "s4d:published", "bi-s4d", "bi-s4d:published", "s6", "s6:published", BASE, f"{BASE}:fast",
-    f"{BASE}:published", *(f"{BASE}/{mixer}" for mixer in ("mlp", "glu", "gss")),
+    f"{BASE}:published",
 )  # fmt: skip
 
 

@@ -2,9 +2,12 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.layers.candidates import ALL, QUICK, WIDTHS, Shape, candidate_named
+from benchmarks.measure.environment import device_slug
 from benchmarks.options import RunOptions
+from benchmarks.report.files import RESULTS
 from ssmvdm.errors import InputError
 
 DEVICES = ("cpu", "cuda")
@@ -44,9 +47,9 @@ class LayerOptions(RunOptions):
     """cpu or cuda."""
 
     launches: int | None = None
-    """Timed calls per layer, shape and mode. Default: 10 on a CPU, 200 on a GPU."""
+    """Timed calls per layer, shape and mode. Default: 7 on a CPU, 200 on a GPU."""
 
-    budget_seconds: float = 4.0
+    budget_seconds: float = 5.0
     """Time that these calls may take together; fewer are made then, at least three. A layer of which three calls take
     longer is not timed, and the results say so."""
 
@@ -56,7 +59,7 @@ class LayerOptions(RunOptions):
     @classmethod
     def quick(cls) -> "LayerOptions":
         """Part of `bench all`."""
-        return cls(layers=QUICK, levels=(), frames=(16, 64, 256), budget_seconds=1.5)
+        return cls(layers=QUICK, levels=(), frames=(16, 64, 256), budget_seconds=1.8)
 
     @classmethod
     def full(cls) -> "LayerOptions":
@@ -94,10 +97,17 @@ class LayerOptions(RunOptions):
         if not 0.0 < self.budget_seconds < float("inf"):
             raise InputError(f"--budget-seconds: expected a positive number, got {self.budget_seconds}")
 
+    def folder(self) -> Path:
+        if self.device == "cpu" or self.out is not None:
+            return super().folder()
+        from benchmarks.kernels import gpu_device
+
+        return RESULTS / device_slug(gpu_device.name(self.device))
+
     def timed_launches(self) -> int:
         if self.launches is not None:
             return self.launches
-        return 10 if self.device == "cpu" else 200
+        return 7 if self.device == "cpu" else 200
 
     def shapes(self) -> list[Shape]:
         """Every shape once: the levels, then one level for all numbers of frames from the least on."""
