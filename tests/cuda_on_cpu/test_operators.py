@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from ssmvdm import TemporalConfig, UNet3D, UNet3DConfig
 from ssmvdm_kernels import backends, causal_conv1d, check, explain, selective_scan
@@ -13,11 +14,13 @@ from tests.kernels import cases, test_conv, test_s4d, test_torch, truth
 from tests.kernels.bounds import usage
 from tests.kernels.cases import Case
 from tests.kernels.checks import assert_same_bits, call, expected, operator_arguments, run
+from tests.kernels.drawn import scans
 from tests.kernels.test_module import made, outcome, video
 
 from . import emulated
 from .calls import Machine
 from .edges import needs_emulator
+from .suite import STORAGE, of_storage
 
 pytestmark = needs_emulator
 
@@ -48,13 +51,23 @@ def run_emulated(case: Case) -> dict[str, torch.Tensor]:
 
 # -- the public functions ----------------------------------------------------------------------------------------------
 
-# The core of the suite, and memory layouts that no kernel was made for: copies of lanes are among them.
-SCANS = [case for case in cases.core() if case.dtype != torch.float64]
+# Also memory layouts that no kernel was made for: copies of lanes are among them.
+SCANS = list(dict.fromkeys(of_storage((*cases.core(), *cases.triples()))))
 SCANS += [case for case in cases.layouts() if case.channels == 6]
 
 
 @pytest.mark.parametrize("case", SCANS, ids=by_name)
 def test_scan_within_its_bounds(case):
+    check_emulated(case)
+
+
+@settings(max_examples=50)
+@given(scans(STORAGE, work=4000))
+def test_any_scan_is_within_its_bounds(case):
+    check_emulated(case)
+
+
+def check_emulated(case: Case) -> None:
     """Both bounds with exact functions; the a priori one with functions that are as wrong as they may be."""
     for machine in (EXACT, Machine()):
         emulated.configure(machine)
