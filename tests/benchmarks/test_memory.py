@@ -10,15 +10,17 @@ import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from benchmarks.measure.children import call_child
 from benchmarks.measure.journal import Journal
-from benchmarks.models import memory
+from benchmarks.models import memory, tasks
 from benchmarks.models.kind import KIND, SECTIONS
 from benchmarks.models.options import MemoryOptions
 from benchmarks.report.files import write_all
 from benchmarks.shapes import GIB, Network
 from ssmvdm import cli
+from ssmvdm.temporal.linear_attention import TemporalLinearAttention
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
@@ -233,6 +235,22 @@ def test_a_killed_child_is_a_result():
         os.kill(children[0].pid, signal.SIGKILL)
         assert answer.result()["status"] == "out of memory"
         assert "signal 9" in answer.result()["detail"]
+
+
+def test_a_layer_that_is_wrong_without_gradients_alone_fails_the_gate_of_sampling(monkeypatch):
+    right = TemporalLinearAttention.forward
+
+    def wrong(layer, *arguments, **keywords):
+        y = right(layer, *arguments, **keywords)
+        return y if torch.is_grad_enabled() else 1.001 * y
+
+    monkeypatch.setattr(TemporalLinearAttention, "forward", wrong)
+    small = request(layer="linear-attention", frames=2, network=Network.small(8, 8).as_json())
+    assert tasks.training(small)["status"] == "ok"
+    answer = tasks.sampling(small)
+    assert answer["status"] == "gate failed"
+    assert "output of temporal layer 0" in answer["detail"]
+    assert "step_seconds" not in answer
 
 
 def small_options(**changes) -> MemoryOptions:
