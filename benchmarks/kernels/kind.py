@@ -61,7 +61,7 @@ def _shape(sizes: dict) -> Shape:
 def tables(result: dict) -> list[Table]:
     found = [_shapes(result)]
     for mode in MODES:
-        found += [_rivals(result, mode), _ours(result, mode)]
+        found += [table for table in (_rivals(result, mode), _ours(result, mode)) if table.rows]
     found += [_sweep(result, size) for size in SWEEPS if len(_swept(result, size)) > 1]
     if result["threads"]:
         found.append(_threads(result))
@@ -78,7 +78,7 @@ def _shapes(result: dict) -> Table:
     for name, sizes in result["settings"]["shapes"].items():
         numbers = [f"{sizes[key]:,}" for key in ("sequences", "length", "channels", "states")]
         rows.append([name, *numbers, sizes["source"]])
-    return Table("Shapes", "", ["shape", "sequences", "length", "channels", "states", "source"], rows)
+    return Table("Shapes", "", ["shape", "sequences", "length", "channels", "states", "source"], rows, ("source",))
 
 
 def _cells(result: dict, mode: str, is_ours: bool, cell) -> tuple[list[str], list[list[str]]]:
@@ -238,7 +238,7 @@ def _draw(result: dict, size: str, mode: str, axes: Axes, theme: Theme) -> None:
         width = 2.4 if name == "ours" else 1.6
         axes.plot(x, middle, MARKS[name].marker + "-", color=color, label=rows[0]["label"], lw=width, ms=6, zorder=3)
         axes.fill_between(x, low, high, color=color, alpha=0.22, lw=0)
-    axes.set_xlabel(SWEEPS[size])
+    axes.set_xlabel(size)
     axes.set_xticks([value for value, _ in points], [_short(value) for value, _ in points])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

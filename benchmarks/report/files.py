@@ -59,19 +59,17 @@ def in_markdown(kind: "Kind", result: dict, change: "Table | None") -> str:
     from benchmarks.report.tables import markdown
 
     stamp = " ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])]))
-    tables = [*([change] if change else []), *all_tables(kind, result)]
+    tables = [*all_tables(kind, result), *([change] if change else [])]
     parts = [f"# {kind.title}\n", f"{stamp}\n", *map(markdown, tables), f"## Method\n\n{kind.method(result)}\n"]
     return "\n".join(parts)
 
 
 def all_tables(kind: "Kind", result: dict) -> "list[Table]":
     """The kind's own, and the rows that have no number, if there are any."""
-    from benchmarks.report.kinds import rows_without_numbers
-    from benchmarks.report.tables import Table
+    from benchmarks.report.kinds import without_numbers
 
-    missing = rows_without_numbers(kind, result)
-    header = ["section", "row", "status", "reason"]
-    return [*kind.tables(result), *([Table("Without a number", "", header, missing)] if missing else [])]
+    missing = without_numbers(kind, result)
+    return [*kind.tables(result), *([missing] if missing else [])]
 
 
 def write_csv(kind: "Kind", result: dict, path: Path) -> None:

@@ -63,14 +63,17 @@ def kind_named(name: str) -> Kind:
     return importlib.import_module(_MODULES[name]).KIND
 
 
-def rows_without_numbers(kind: Kind, result: dict) -> list[list[str]]:
-    """[section, what it is about, status, detail] of every row that is not ok."""
-    return [
-        [section, about(row, keys), row["status"], row["detail"]]
-        for section, keys in kind.sections().items()
-        for row in result[section]
-        if row["status"] != OK
-    ]
+def without_numbers(kind: Kind, result: dict) -> Table | None:
+    """What is not "ok", rows with the same reason together; None if everything is."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for section, keys in kind.sections().items():
+        for row in result[section]:
+            if row["status"] != OK:
+                found.setdefault((row["status"], row["detail"]), []).append(f"{section}: {about(row, keys)}")
+    if not found:
+        return None
+    rows = [[status, detail, "; ".join(names)] for (status, detail), names in found.items()]
+    return Table("Without a number", "", ["status", "reason", "rows"], rows, prose=("reason", "rows"))
 
 
 def about(row: dict, keys: tuple[str, ...]) -> str:

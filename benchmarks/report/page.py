@@ -12,10 +12,11 @@ WITHOUT_NUMBER = ("out of memory", "timeout", "gate failed", "error", "not appli
 
 def table_section(table: Table, level: int = 2) -> str:
     """Heading of that level, caption, table; cells that say why there is no number stand out."""
-    head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in table.header)
-    body = "".join(
-        f"<tr><th scope=row>{html.escape(label)}</th>{''.join(map(_cell, cells))}</tr>" for label, *cells in table.rows
+    kinds = [" class=prose" if table.is_prose(column) else "" for column in range(len(table.header))]
+    head = "".join(
+        f"<th scope=col{kind}>{html.escape(cell)}</th>" for kind, cell in zip(kinds, table.header, strict=True)
     )
+    body = "".join(_row(kinds, row) for row in table.rows)
     caption = f"<p>{html.escape(table.caption)}</p>" if table.caption else ""
     return (
         f"<h{level}>{html.escape(table.title)}</h{level}>{caption}"
@@ -23,9 +24,13 @@ def table_section(table: Table, level: int = 2) -> str:
     )
 
 
-def _cell(text: str) -> str:
-    is_bad = text in WITHOUT_NUMBER
-    return f"<td{' class=bad' if is_bad else ''}>{html.escape(text)}</td>"
+def _row(kinds: list[str], row: list[str]) -> str:
+    label, *cells = row
+    shown = "".join(
+        f"<td{' class=bad' if cell in WITHOUT_NUMBER else kind}>{html.escape(cell)}</td>"
+        for kind, cell in zip(kinds[1:], cells, strict=True)
+    )
+    return f"<tr><th scope=row>{html.escape(label)}</th>{shown}</tr>"
 
 
 def whole_page(title: str, stamp: str, sections: Iterable[str]) -> str:
@@ -121,10 +126,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child, .plain td { text-align: left; }
 .plain td { white-space: normal; }
-tbody th { font-weight: 500; }
+thead th:first-child { min-width: 0; }
+.prose { text-align: left; white-space: normal; min-width: 16rem; }
+tbody th { font-weight: 500; white-space: normal; min-width: 9rem; }
 @media (max-width: 40rem) {
   th, td { padding-right: .6rem; font-size: .9rem; }
-  tbody th { white-space: normal; min-width: 7rem; }
+  tbody th { min-width: 7rem; }
 }
 small { display: block; color: var(--faint); font-size: .75rem; }
 details { margin: .3rem 0; }

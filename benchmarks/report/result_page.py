@@ -20,7 +20,7 @@ def result_page(results: list[dict], changes: dict[str, Table]) -> str:
         kind = kind_named(result["kind"])
         body = [_picture(kind, index, picture) for index, picture in enumerate(kind.pictures(result))]
         change = changes.get(kind.name)
-        tables = [*([change] if change else []), *all_tables(kind, result)]
+        tables = [*all_tables(kind, result), *([change] if change else [])]
         for index, table in enumerate(tables):
             body.append(f'<div id="{kind.name}-{index}">{table_section(table, 3)}</div>')
         body += [_gates(kind, result), f"<h3>How it was measured</h3><p>{html.escape(kind.method(result))}</p>"]

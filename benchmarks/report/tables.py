@@ -6,12 +6,16 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Table:
     """Text alone. The first column names what a row is about, the others have numbers, or words where there are none.
-    caption: what one needs to know to read it; may be empty."""
+    caption: what one needs to know to read it; may be empty. prose: the other columns that have sentences."""
 
     title: str
     caption: str
     header: list[str]
     rows: list[list[str]]
+    prose: tuple[str, ...] = ()
+
+    def is_prose(self, column: int) -> bool:
+        return column == 0 or self.header[column] in self.prose
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -21,10 +25,13 @@ class Table:
 
 def markdown(table: Table) -> str:
     """A section: heading, caption, table."""
-    return "\n\n".join(filter(None, [f"## {table.title}", table.caption, grid(table.header, table.rows)])) + "\n"
+    return (
+        "\n\n".join(filter(None, [f"## {table.title}", table.caption, grid(table.header, table.rows, table.prose)]))
+        + "\n"
+    )
 
 
-def grid(header: list[str], rows: list[list[str]]) -> str:
+def grid(header: list[str], rows: list[list[str]], prose: tuple[str, ...] = ()) -> str:
     """The table alone, numbers to the right."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    lines = [header, ["---", *("---" if name in prose else "--:" for name in header[1:])], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)

@@ -46,7 +46,7 @@ def show(console: Console, table: Table) -> None:
     """Title, table, caption."""
     made = RichTable(title=Text(table.title), title_justify="left", title_style="bold")
     for index, name in enumerate(table.header):
-        made.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+        made.add_column(Text(name), justify="left" if table.is_prose(index) else "right", overflow="fold")
     for row in table.rows:
         made.add_row(*map(Text, row))
     console.print(made)

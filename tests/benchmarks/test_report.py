@@ -2,13 +2,17 @@
 
 import csv
 import json
+import sys
+import types
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
 import pytest
 
+from benchmarks import runner
 from benchmarks.kernels.kind import KIND
+from benchmarks.options import RunOptions
 from benchmarks.report import compare
 from benchmarks.report.files import spread, write_all
 from benchmarks.report.kinds import about, kind_named
@@ -178,7 +182,7 @@ def test_markdown_says_what_has_no_number(result, tmp_path):
     write_all([result], {}, tmp_path, "scan")
     text = (tmp_path / "scan.md").read_text()
     assert "| <eager> | 250* |" in text
-    assert "| times | 4x2x8, pscan, forward | gate failed | du: <nan> |" in text
+    assert "| gate failed | du: <nan> | times: 4x2x8, pscan, forward |" in text
 
 
 @pytest.mark.parametrize(
@@ -204,6 +208,7 @@ def test_a_damaged_row_is_refused(result, tmp_path, damage):
 def test_tables_have_cells_for_every_column():
     table = Table("Title", "Caption.", ["a", "b"], [["x|y", "1"]])
     assert markdown(table) == "## Title\n\nCaption.\n\n| a | b |\n| --- | --: |\n| x\\|y | 1 |\n"
+    assert "| --- | --- |" in markdown(replace(table, prose=("b",)))
     with pytest.raises(ValueError, match="expected rows of 2 cells"):
         replace(table, rows=[["x"]])
 
@@ -222,3 +227,58 @@ def test_values_are_shown_in_units_that_people_read():
         compare.in_unit(*pair) for pair in ((2.5, "s"), (0.25, "s"), (2**31, "bytes"), (2**20, "bytes"), (3.0, "1"))
     ]
     assert shown == ["2.5 s", "250 ms", "2.00 GiB", "1.0 MiB", "3"]
+
+
+@pytest.fixture
+def parts(result, tmp_path, monkeypatch):
+    """Two benchmarks that ask for one answer each; the requests that were measured; the options of a run."""
+    module, requests = types.ModuleType("two_benchmarks"), []
+
+    def measured(request):
+        requests.append(request["task"])
+        if request["task"] == module.stops_at:
+            raise KeyboardInterrupt
+        return {"seconds": [1.0, 2.0, 3.0]}
+
+    def measure(options, advance, journal):
+        advance("part", 0.0, 1.0)
+        found = json.loads(json.dumps(result))
+        found["times"][0]["seconds"] = journal.answer({"task": options.task}, measured)["seconds"]
+        return found
+
+    module.measure, module.stops_at = measure, None
+    monkeypatch.setitem(sys.modules, "two_benchmarks", module)
+    monkeypatch.setattr(runner, "MEASURING", {"first": "two_benchmarks", "second": "two_benchmarks"})
+    options = {name: types.SimpleNamespace(task=name) for name in ("first", "second")}
+    return module, requests, options
+
+
+def test_a_run_leaves_results_and_a_page_and_no_journal(parts, tmp_path):
+    _, requests, options = parts
+    page = runner.run(options, RunOptions(out=tmp_path / "out"), "report")
+    assert page == tmp_path / "out" / "report.html"
+    names = ["report.html", "scan.csv", "scan.json", "scan.md"]
+    assert sorted(path.name for path in page.parent.iterdir()) == names
+    assert requests == ["first", "second"]
+
+
+def test_a_stopped_run_goes_on_where_it_was(parts, tmp_path):
+    module, requests, options = parts
+    module.stops_at, out = "second", tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+        runner.run(options, RunOptions(out=out), "report")
+    assert [path.name for path in out.iterdir()] == ["report.journal"]
+    module.stops_at = None
+    runner.run(options, RunOptions(out=out, resume=True), "report")
+    assert requests == ["first", "second", "second"]
+    assert not (out / "report.journal").exists()
+
+
+def test_an_earlier_result_is_read_before_it_is_replaced(parts, tmp_path, result, monkeypatch):
+    _, _, options = parts
+    result["memory"][0]["peak_bytes"] *= 2
+    (tmp_path / "scan.json").write_text(json.dumps(result))
+    result["memory"][0]["peak_bytes"] //= 2
+    monkeypatch.setattr(runner, "MEASURING", {"scan": "two_benchmarks"})
+    page = runner.run({"scan": options["first"]}, RunOptions(out=tmp_path, compare=tmp_path), "scan")
+    assert "less memory" in page.read_text()
