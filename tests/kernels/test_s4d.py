@@ -313,10 +313,10 @@ def test_opcheck():
     opcheck(COMPILED)
 
 
-def opcheck(operators: Operators) -> None:
+def opcheck(operators: Operators, shape: str | tuple = "modes 6") -> None:
     """Forward with gradients; backward for none, all and every second of them."""
     for has_z, merge in ((True, 0), (False, 2)):
-        tensors = real(made("modes 6", torch.float32, has_z=has_z))
+        tensors = real(made(shape, torch.float32, has_z=has_z))
         leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
         torch.library.opcheck(operators.s4d_forward, (*leaves, 2, merge))
         y = operators.s4d_forward(*tensors, 2, merge)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import ssmvdm_kernels
-from ssmvdm_kernels import explain
+from ssmvdm_kernels import explain, ops
 from ssmvdm_kernels.triton_kernels import conv
 from tests.kernels import cases
 from tests.kernels import test_s4d as s4d
 from tests.kernels.bounds import usage
 from tests.kernels.checks import assert_same_bits, operators_of
 from tests.kernels.test_conv import bounded, run_conv, tensors
+from tests.kernels.test_torch import opcheck_convolution
 
 CONVOLUTIONS = [  # shape, width, dtype, layout, separate, has_bias, activation, segment
     ((2, 5, 7, 3), 4, torch.float32, "lanes", True, True, "silu", 256),
@@ -92,6 +93,15 @@ def test_s4d_of_nothing(empty):
     inputs = s4d.made((*size[:3], (size[3],), 2), torch.float32)
     for name, value in s4d.run(inputs, "sum", backend="triton").items():
         assert name == "y" or (value.shape == inputs[name].shape and (value == 0).all())
+
+
+@pytest.mark.parametrize("direction", [ops.FORWARD, ops.BOTH], ids=["forward", "both"])
+def test_opcheck_of_the_convolution(direction):
+    opcheck_convolution("lanes", direction, operators_of("triton"), "cpu")
+
+
+def test_opcheck_of_s4d():
+    s4d.opcheck(operators_of("triton"), (1, 2, 3, (2,), 2))
 
 
 def test_the_interpreter_is_never_chosen_by_itself():
