@@ -100,7 +100,7 @@ def _rivals(result: dict, mode: str) -> Table:
     shapes, rows = _cells(result, mode, False, cell)
     caption = (
         f"Time over that of {result['settings']['base']}, measured in turns, median of the rounds. *: timed on fewer "
-        "sequences than ours and scaled up."
+        "sequences than ours and extrapolated."
     )
     return Table(f"Rivals, {mode}: how many times as long as ours", caption, ["rival", *shapes], rows)
 

@@ -1,8 +1,8 @@
 """What the scan benchmark measures in processes of its own (`benchmarks.child`): rates of the machine, and a shape.
 
 Everything that is compared is timed in turns in one process (see `timing`) after it has passed its gate on the timed
-buffers. A rival that is too slow or too large for a shape runs on fewer sequences and is scaled up, which the results
-say: sequences are independent, and fewer of them only favour it.
+buffers. A rival that is too slow or too large for a shape runs on fewer sequences, which the results say, and its time is
+extrapolated: a part that does not depend on them, known from two small runs, and a part for each sequence.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from benchmarks.measure.failures import failure
 BASE_LAYOUT = "channels-last"
 MODES = ("forward", "forward+backward")
 RIVAL_MEMORY_BYTES = 6 * 2**30
-PROBE_SEQUENCES = 8
+PROBE_SEQUENCES = (8, 32)
 
 
 def rates(request: dict) -> dict:
@@ -103,10 +103,11 @@ def _row(row: dict, mode: str, own: list | None, base: list | None, sequences: i
     """With the seconds of every round, and the median of their ratios to those of the first of ours."""
     row = row | {"mode": mode}
     if own is not None:
-        scale = sequences / row.get("timed_sequences", sequences)
-        row["seconds"] = [value * scale for value in own if value is not None]
+        scale, fixed = sequences / row.get("timed_sequences", sequences), row.get("fixed_seconds", 0.0)
+        own = [None if value is None else fixed + scale * max(value - fixed, 0.0) for value in own]
+        row["seconds"] = [value for value in own if value is not None]
         if base is not None:
-            row["ratio"] = timing.ratio(own, base) * scale
+            row["ratio"] = timing.ratio(own, base)
     return row
 
 
@@ -117,9 +118,9 @@ def _rival(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> tuple
         detail = f"would unroll {shape.length} steps; compiled up to {request['compiled_length']}"
         return row | {"status": "not applicable", "detail": detail}, None
     try:
-        count = _affordable(rival, shape, request, mode)
-        tensors = rivals.leaves(rival, replace(shape, sequences=count))
-        row |= {"timed_sequences": count} | gate_row(gate_rival(rival, tensors))
+        row |= _affordable(rival, shape, request, mode)
+        tensors = rivals.leaves(rival, replace(shape, sequences=row["timed_sequences"]))
+        row |= gate_row(gate_rival(rival, tensors))
         return row, calls(rival.run, tensors)[mode] if row["status"] == "ok" else None
     except Exception as error:  # the others go on
         found = failure(error)
@@ -128,14 +129,23 @@ def _rival(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> tuple
         return row | found, None
 
 
-def _affordable(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> int:
-    """Sequences that three rounds and a warm-up have time and memory for, judged by a few."""
-    probe = min(PROBE_SEQUENCES, shape.sequences)
-    call = calls(rival.run, rivals.leaves(rival, replace(shape, sequences=probe)))[mode]
-    call()
-    by_time = int(probe * request["budget_seconds"] / 4 / max(timing.once(call), 1e-6))
+def _affordable(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> dict:
+    """{"timed_sequences", "fixed_seconds"}: all sequences if a call on them keeps to the budget, else as many as three
+    rounds and a warm-up have time and memory for, and the part of the time that does not depend on their number."""
+    few, more = (min(count, shape.sequences) for count in PROBE_SEQUENCES)
+    seconds = {}
+    for count in (few, more):
+        call = calls(rival.run, rivals.leaves(rival, replace(shape, sequences=count)))[mode]
+        call()
+        seconds[count] = min(timing.once(call) for _ in range(2))
+    if few == more:
+        return {"timed_sequences": shape.sequences, "fixed_seconds": 0.0}
+    each = max((seconds[more] - seconds[few]) / (more - few), 1e-9)
+    fixed = max(seconds[few] - few * each, 0.0)
+    budget = request["budget_seconds"]
+    by_time = shape.sequences if fixed + each * shape.sequences <= budget else int((budget / 4 - fixed) / each)
     by_memory = RIVAL_MEMORY_BYTES // (rival.bytes_per_element * shape.channels * shape.length)
-    return min(shape.sequences, max(probe, min(by_time, by_memory)))
+    return {"timed_sequences": min(shape.sequences, max(more, min(by_time, by_memory))), "fixed_seconds": fixed}
 
 
 def _scaling(request: dict, by_mode: dict[str, Callable]) -> list[dict]:

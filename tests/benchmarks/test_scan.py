@@ -235,6 +235,33 @@ def test_a_rival_that_breaks_is_a_row_and_one_that_this_torch_cannot_run_says_so
     assert {row["detail"] for row in rows[1:]} == {"RuntimeError: not on this device"}
 
 
+def test_time_on_fewer_sequences_is_extrapolated_without_its_fixed_part():
+    row = scan_tasks._row(
+        {"timed_sequences": 10, "fixed_seconds": 1.0}, "forward", [3.0, None, 0.5], [7.0, 1.0, 2.0], 30
+    )
+    assert row["seconds"] == [7.0, 1.0]
+    assert row["ratio"] == 0.75
+
+
+def test_a_rival_runs_on_what_the_budget_allows(monkeypatch):
+    rival = replace(rivals.RIVALS[0], run=lambda tensors: sum(value.sum() for value in tensors.values()) * tensors["u"])
+    shape, taken = Shape(1000, 8, 4, 4), {}
+
+    def affordable(fixed, each, budget):
+        """With calls that take fixed + each x sequences."""
+        sizes = []
+        monkeypatch.setattr(
+            scan_tasks, "calls", lambda run, tensors: sizes.append(len(tensors["u"])) or {"forward": list}
+        )
+        monkeypatch.setattr(timing, "once", lambda call: fixed + each * sizes[-1])
+        taken.update(scan_tasks._affordable(rival, shape, {"budget_seconds": budget}, "forward"))
+        return taken["timed_sequences"], round(taken["fixed_seconds"], 9)
+
+    assert affordable(fixed=0.5, each=0.001, budget=2.0) == (1000, 0.5)
+    assert affordable(fixed=0.5, each=0.01, budget=4.0) == (50, 0.5)
+    assert affordable(fixed=0.5, each=0.01, budget=1.0) == (32, 0.5)
+
+
 def test_options_are_valid_and_names_are_shapes():
     for options in (ScanOptions(), ScanOptions.quick(), ScanOptions.full()):
         options.check()
