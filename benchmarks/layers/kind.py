@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from benchmarks.layers.candidates import Candidate, candidate_named
+from benchmarks.layers.candidates import WIDTHS, Candidate, candidate_named
 from benchmarks.report.files import spread
 from benchmarks.report.kinds import OK, Kind, Measure
 from benchmarks.report.pictures import Panel, Picture
@@ -43,15 +43,12 @@ def tables(result: dict) -> list[Table]:
 
 def _grid(result: dict, title: str, caption: str, mode: str, shown: Callable[[dict], str]) -> Table:
     rows = {(row["layer"], row["place"], row["frames"]): row for row in result["layers"] if row["mode"] == mode}
-    places = list(dict.fromkeys((place, frames) for _, place, frames in rows))
-    sizes = {(f"level {x['level']} of {x['size']}x{x['size']}", x["frames"]): x for x in result["settings"]["shapes"]}
-    header = ["layer"]
-    for key in places:
-        size = sizes[key]
-        header.append(f"{key[0]}, {size['channels']} ch. {size['side']}x{size['side']}, {key[1]} frames")
+    shapes = _shapes(result)
+    header = ["layer", *(f"{x['channels']}×{x['side']}×{x['side']}, {x['frames']} frames" for x in shapes)]
     body = []
     for name in result["settings"]["layers"]:
-        body.append([candidate_named(name).label, *(_cell(rows.get((name, *key)), shown) for key in places)])
+        own = (rows.get((name, shape["place"], shape["frames"])) for shape in shapes)
+        body.append([candidate_named(name).label, *(_cell(row, shown) for row in own)])
     return Table(title, caption, header, body)
 
 
@@ -62,8 +59,13 @@ def _cell(row: dict | None, shown: Callable[[dict], str]) -> str:
 
 
 def _milliseconds(row: dict) -> str:
-    values = {name: 1e3 * seconds for name, seconds in spread(row["seconds"]).items()}
-    return f"{values['median']:.3g} ({values['p10']:.3g}–{values['p90']:.3g})"
+    values = {name: _number(1e3 * seconds) for name, seconds in spread(row["seconds"]).items()}
+    return f"{values['median']} ({values['p10']}–{values['p90']})"
+
+
+def _number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(row: dict) -> str:
@@ -128,6 +130,7 @@ def _in_mib(row: dict) -> list[float]:
 def method(result: dict) -> str:
     settings = result["settings"]
     return (
+        f"{', '.join(map(str, WIDTHS))} channels are levels 1 to {len(WIDTHS)} of the paper’s U-Net, batch 1. "
         "Every layer at a shape is given the same buffers, and layers that compute the same function the same weights. "
         f"Times are of up to {settings['launches']} calls in turns in one process, with {settings['caches']} caches, "
         f"as many as {settings['budget_seconds']:g} s allow and at least three; a layer of which three calls take "

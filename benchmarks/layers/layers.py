@@ -13,7 +13,6 @@ from benchmarks.layers.candidates import BASE, Candidate, Shape, candidate_named
 from benchmarks.layers.options import LayerOptions
 from benchmarks.measure.children import call_child, environment_of
 from benchmarks.measure.journal import Journal
-from ssmvdm.errors import InputError
 
 MODES = ("inference", "training")
 LEAST_CALLS = 3  # that a time counts with
@@ -27,7 +26,7 @@ def measure(options: LayerOptions, advance: Callable[[str, float, float], None],
     total = sum(_cost(shape) for shape in shapes) * (len(names) + 1)
     advance("layers: environment", 0.0, total)
     result: dict = {
-        "schema": 1, "kind": "layers", "environment": _environment(options, journal),
+        "schema": 1, "kind": "layers", "environment": environment_of(options.threads, journal, options.device),
         "settings": {
             "layers": names, "base": BASE, "device": options.device, "launches": options.timed_launches(),
             "budget_seconds": options.budget_seconds, "batch": 1, "caches": None,
@@ -59,15 +58,6 @@ def measure(options: LayerOptions, advance: Callable[[str, float, float], None],
 def _cost(shape: Shape) -> float:
     """Expected work in arbitrary units. For the time left only."""
     return 1e5 + shape.frames * (shape.side * shape.channels) ** 2 / 1e3
-
-
-def _environment(options: LayerOptions, journal: Journal) -> dict:
-    if options.device == "cpu":
-        return environment_of(options.threads, journal)
-    found = journal.answer({"task": "gpu", "threads": options.threads}, call_child)
-    if found.get("status"):
-        raise InputError(f"--device {options.device}: no such device can be used: {found['detail']}")
-    return found
 
 
 class _Measuring:

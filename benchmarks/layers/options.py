@@ -47,7 +47,7 @@ class LayerOptions(RunOptions):
     """cpu or cuda."""
 
     launches: int | None = None
-    """Timed calls per layer, shape and mode. Default: 7 on a CPU, 200 on a GPU."""
+    """Timed calls per layer, shape and mode. Default: 5 on a CPU, 200 on a GPU."""
 
     budget_seconds: float = 5.0
     """Time that these calls may take together; fewer are made then, at least three. A layer of which three calls take
@@ -59,12 +59,12 @@ class LayerOptions(RunOptions):
     @classmethod
     def quick(cls) -> "LayerOptions":
         """Part of `bench all`."""
-        return cls(layers=QUICK, levels=(), frames=(16, 64, 256), budget_seconds=1.8)
+        return cls(layers=QUICK, levels=(), frames=(16, 64, 256), launches=4, budget_seconds=1.8)
 
     @classmethod
     def full(cls) -> "LayerOptions":
         """Part of `bench all --full`."""
-        return cls()
+        return cls(levels=(1, 4), budget_seconds=5.5)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
@@ -107,7 +107,7 @@ class LayerOptions(RunOptions):
     def timed_launches(self) -> int:
         if self.launches is not None:
             return self.launches
-        return 7 if self.device == "cpu" else 200
+        return 5 if self.device == "cpu" else 200
 
     def shapes(self) -> list[Shape]:
         """Every shape once: the levels, then one level for all numbers of frames from the least on."""

@@ -89,13 +89,19 @@ def test_tables_say_what_the_rows_say(result):
     row = next(row for row in result["layers"] if row["layer"] == "bi-s4d" and row["mode"] == "training")
     cells = {title: next(cells for cells in table.rows if cells[0] == "bi-S4D (ours)")[1]
              for title, table in tables.items()}  # fmt: skip
-    assert cells["Time of a training step, ms"].startswith(f"{1e3 * median(row['seconds']):.3g} (")
+    milliseconds, _, rest = cells["Time of a training step, ms"].partition(" (")
+    assert milliseconds == kind._number(1e3 * median(row["seconds"])) and rest.count("–") == 1
     assert cells["Frames per second of a training step"] == f"{3 / median(row['seconds']):,.0f}"
     base = candidate_named(BASE).label
     assert cells[f"Time of a training step over that of {base}"] == f"{median(row['ratios']):.2f}"
     assert cells["Peak memory of a training step, MiB"] == f"{median(row['peak_bytes']) / 2**20:,.1f}"
     assert cells["Saved for backward, MiB"] == f"{row['saved_bytes'] / 2**20:,.1f}"
-    assert tables["Saved for backward, MiB"].header[1] == "level 4 of 8x8, 896 ch. 1x1, 3 frames"
+    assert tables["Saved for backward, MiB"].header[1] == "896×1×1, 3 frames"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.012345, "0.0123"), (12.345, "12.3"), (1234.5, "1,234")])
+def test_a_number_has_three_digits_or_all_before_the_point(value, shown):
+    assert kind._number(value) == shown
 
 
 def test_what_has_no_number_is_a_cell_in_words(result):
