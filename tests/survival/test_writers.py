@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,9 @@ def before(writer, tmp_path) -> Path:
 
 def in_child(work: Callable[[], None]) -> int:
     """Exit status of a forked child that does this; negative: the signal that ended it."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of libraries, of which none is at work
+        child = os.fork()
     if child == 0:
         try:
             work()
