@@ -38,13 +38,15 @@ def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
         receiver.close()
 
 
-def environment_of(threads: int, journal: Journal) -> dict:
-    """`environment.describe` as a process with so many threads sees it, when the run began; InputError if it cannot
-    import torch or the package."""
-    found = journal.answer({"task": "environment", "threads": threads}, call_child)
-    if found.get("status"):
-        raise InputError(f"torch or the package cannot be imported: {found['detail']}")
-    return found
+def environment_of(threads: int, journal: Journal, device: str = "cpu") -> dict:
+    """`environment.describe` as a process with so many threads sees it, when the run began, with what there is to say
+    of the GPU for "cuda"; InputError if torch or the package cannot be imported, or there is no such device."""
+    found = journal.answer({"task": "environment" if device == "cpu" else "gpu", "threads": threads}, call_child)
+    if not found.get("status"):
+        return found
+    if device != "cpu":
+        raise InputError(f"--device {device}: no such device can be used: {found['detail']}")
+    raise InputError(f"torch or the package cannot be imported: {found['detail']}")
 
 
 def _context() -> BaseContext:

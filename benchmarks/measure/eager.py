@@ -85,7 +85,7 @@ def _rotate(x: Tensor) -> Tensor:
     complex_dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
     frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angle = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * frequency
-    turn = torch.polar(torch.ones_like(angle), angle).to(complex_dtype)
+    turn = torch.polar(torch.ones_like(angle), angle).to(x.device, complex_dtype)
     pairs = torch.view_as_complex(x[..., :dim].unflatten(-1, (-1, 2)).contiguous())
     return torch.cat([torch.view_as_real(pairs * turn).flatten(-2), x[..., dim:]], dim=-1)
 

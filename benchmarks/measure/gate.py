@@ -85,7 +85,7 @@ def layer_checks(inputs: dict[nn.Module, tuple[Tensor, Tensor | None]]) -> list[
     """Output and input gradient of every captured layer against float64; values and bounds in absolute units."""
     checks = []
     for index, (layer, (x, bias)) in enumerate(inputs.items()):
-        weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(index))
+        weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(index)).to(x.device)
         measured = _output_and_gradient(partial(_call, layer, bias), x, weight)
         plain = [
             _output_and_gradient(partial(_call, partial(eager.temporal_layer, layer), bias), x.to(dtype), weight)

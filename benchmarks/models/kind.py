@@ -323,20 +323,20 @@ def method(result: dict) -> str:
 
 _METHOD = (
     "Every time and every peak comes from a fresh process: imports and a warm-up of another network, then the base "
-    "line of resident memory, then the network and a gated step that warms up, then the timed steps: of training on "
+    "line of memory in use, then the network and a gated step that warms up, then the timed steps: of training on "
     "clips of the maze walk, Adam, l2 loss; of sampling by one level of DDPM from noise. Peak memory is the "
-    "high-water mark of resident memory in a step above the base line: weights and activations, and in training "
-    "gradients and Adam's moments. Times are warm. The gate: a finite loss, finite gradients that reach every "
-    "parameter, and, for every temporal layer of the network on its own activations, an output (and in training a "
-    "gradient) that agrees with an independent float64 computation: at most twice the error of the same mathematics "
-    "run eagerly in float32, plus 32 units of rounding. SDPA is torch's scaled_dot_product_attention with the "
-    "network's learned position bias; on a CPU, where torch has no fused gradient for the bias, the scores are "
-    "recomputed piece by piece in backward. bi-S6 recomputes in backward what it does not keep; that time is in the "
-    "step. Bytes saved are storages that autograd keeps, each counted once and whole, parameters excluded, as the "
-    "forward pass returns; their count on fake tensors agrees with that on real ones to the byte. Hollow marks: the "
-    "authors' own code at the same setting, counting every tensor ever offered for saving, also those released at "
-    "once: for attention by einsum that adds one set of scores. The search for most frames starts from the measured "
-    "peaks, goes outwards in steps that double, and halves what is left."
+    "high-water mark of resident memory (on a GPU, of torch's allocator) in a step above the base line: weights and "
+    "activations, and in training gradients and Adam's moments. Times are warm. The gate: a finite loss, finite "
+    "gradients that reach every parameter, and, for every temporal layer of the network on its own activations, an "
+    "output (and in training a gradient) that agrees with an independent float64 computation: at most twice the error"
+    " of the same mathematics run eagerly in float32, plus 32 units of rounding. SDPA is torch's "
+    "scaled_dot_product_attention with the network's learned position bias; on a CPU, where torch has no fused "
+    "gradient for the bias, the scores are recomputed piece by piece in backward. bi-S6 recomputes in backward what "
+    "it does not keep; that time is in the step. Bytes saved are storages that autograd keeps, each counted once and "
+    "whole, parameters excluded, as the forward pass returns; their count on fake tensors agrees with that on real "
+    "ones to the byte. Hollow marks: the authors' own code at the same setting, counting every tensor ever offered "
+    "for saving, also those released at once: for attention by einsum that adds one set of scores. The search for "
+    "most frames starts from the measured peaks, goes outwards in steps that double, and halves what is left."
 )
 
 _STEP, _PLACE = ("layer", "frames"), ("layer", "base_channels", "frames")

@@ -30,7 +30,7 @@ def measure(options: MemoryOptions, advance: Callable[[str, float, float], None]
     limit = journal.answer({"task": "memory limit", "given_gib": options.memory_limit_gib},
                            lambda _: {"bytes": options.limit_bytes()})["bytes"]  # fmt: skip
     settings = {
-        "network": options.network().as_json(), "batch": 1, "repeats": options.repeats,
+        "network": options.network().as_json(), "device": options.device, "batch": 1, "repeats": options.repeats,
         "layers": [layer.name for layer in layers], "frames": frames, "memory_limit_bytes": limit,
         "search_limit_bytes": None if options.search_limit_gib is None else int(options.search_limit_gib * GIB),
         "search_resolution": options.search_resolution, "paper_network": Network.paper().as_json(),
@@ -38,7 +38,7 @@ def measure(options: MemoryOptions, advance: Callable[[str, float, float], None]
         "memories_bytes": list(MEMORIES_BYTES),
     }  # fmt: skip
     sections: dict[str, list] = {name: [] for name in ("training", "sampling", "modes", "limits", *COUNTED)}
-    result = {"schema": 1, "kind": "memory", "environment": environment_of(options.threads, journal)}
+    result = {"schema": 1, "kind": "memory", "environment": environment_of(options.threads, journal, options.device)}
     result |= {"settings": settings} | sections
     parts = _Parts(settings, layers, options.threads, journal)
     work: list[tuple[str, float, Callable[[], None]]] = []
@@ -79,10 +79,9 @@ class _Parts:
     journal: Journal
 
     def request(self, task: str, layer: Layer, frames: int, **more) -> dict:
-        limit, network = self.settings["memory_limit_bytes"], self.settings["network"]
-        base = {"task": task, "layer": layer.name, "frames": frames, "network": network, "threads": self.threads}
-        timed = {"repeats": self.settings["repeats"], "seconds": SECONDS_PER_CONFIGURATION, "memory_limit_bytes": limit}
-        return base | timed | more
+        base = {"task": task, "layer": layer.name, "frames": frames, "threads": self.threads}
+        base |= {name: self.settings[name] for name in ("network", "device", "memory_limit_bytes")}
+        return base | {"repeats": self.settings["repeats"], "seconds": SECONDS_PER_CONFIGURATION} | more
 
     def steps(self, rows: list[dict], task: str, layer: Layer, frames: int) -> None:
         answer = self.journal.answer(self.request(task, layer, frames), call_child)
@@ -98,7 +97,7 @@ class _Parts:
         limit, resolution = self.settings["search_limit_bytes"], self.settings["search_resolution"]
         row = {"layer": layer.name, "limit_bytes": limit, "resolution": resolution, "probes": []}
         rows.append(row)
-        if resident_bytes() is None:
+        if self.settings["device"] == "cpu" and resident_bytes() is None:
             row |= {"status": "not applicable", "detail": "this system does not limit the memory of a process"}
             return
 

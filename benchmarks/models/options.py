@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.measure.process_memory import available_bytes
 from benchmarks.options import RunOptions
@@ -10,6 +11,7 @@ from ssmvdm.errors import InputError
 
 AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
 LONG_FRAMES = (512, 1024)
+DEVICES = ("cpu", "cuda")
 QUICK_LAYERS = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s6")
 
 
@@ -40,11 +42,15 @@ class MemoryOptions(RunOptions):
     repeats: int = 3
     """Timed steps per configuration, after a warm-up; fewer where they take long."""
 
+    device: str = "cpu"
+    """cpu or cuda. What is counted at the paper's setting is counted as on a CPU."""
+
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads, pinned for every measurement."""
 
     memory_limit_gib: float | None = None
-    """Memory one process may take before it counts as out of memory. Default: 90 % of what is free now."""
+    """Memory one process may take before it counts as out of memory. Default: 90 % of what is free now, or the
+    whole GPU."""
 
     search_limit_gib: float | None = 0.5
     """Memory for which the largest number of frames is searched that the small U-Net can be trained with; None leaves
@@ -94,6 +100,8 @@ class MemoryOptions(RunOptions):
         for option, value in [*counts, ("--search-resolution", self.search_resolution)]:
             if value < 1:
                 raise InputError(f"{option}: expected a whole number of at least 1, got {value}")
+        if self.device not in DEVICES:
+            raise InputError(f"--device: expected {' or '.join(DEVICES)}, got {self.device!r}")
         for option, limit in (
             ("--memory-limit-gib", self.memory_limit_gib), ("--search-limit-gib", self.search_limit_gib),
         ):  # fmt: skip
@@ -112,5 +120,10 @@ class MemoryOptions(RunOptions):
     def limit_bytes(self) -> int | None:
         if self.memory_limit_gib is not None:
             return int(self.memory_limit_gib * GIB)
-        free = available_bytes()
+        free = available_bytes() if self.device == "cpu" else None
         return None if free is None else int(AVAILABLE_SHARE * free)
+
+    def folder(self) -> Path:
+        """That of a GPU is apart from that of the machine's processor, whose results would be replaced."""
+        folder = super().folder()
+        return folder if self.out or self.device == "cpu" else folder.with_name(f"{folder.name}-{self.device}")

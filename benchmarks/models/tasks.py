@@ -1,7 +1,7 @@
 """What is measured of a network, each measurement in a process of its own (`benchmarks.child`).
 
-training, sampling   "layer", "frames", "network", "threads", "repeats", "seconds", "memory_limit_bytes"
-modes                "layer", "frames", "network", "threads", "repeats", "seconds"
+training, sampling   "layer", "frames", "network", "device", "threads", "repeats", "seconds", "memory_limit_bytes"
+modes                "layer", "frames", "network", "device", "threads", "repeats", "seconds"
 counts               "layer", "frames": [...], "network", "widths", "width_frames", "memories_bytes", "threads"
 """
 
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch._dynamo  # what an optimizer imports when it is made: here, before anything is timed
 
-from benchmarks.measure import process_memory, timing
+from benchmarks.measure import timing
 from benchmarks.measure.gate import CaptureTemporal, Check, Gate, inference_checks, layer_checks, training_checks
+from benchmarks.measure.meter import Meter, meter_of
 from benchmarks.measure.saved import count_parameters, network_saved_bytes, saved_bytes
 from benchmarks.models.search import crossing, largest
 from benchmarks.shapes import Layer, Network, layer_named
@@ -36,10 +37,10 @@ CROSS_CHECK = (Network(base_channels=16, size=16, heads=2), 8)  # network and fr
 class TrainingStep:
     """The real thing: clips of the maze, noise, l2 loss, backward, Adam. Step i is a function of (seed, i)."""
 
-    def __init__(self, network: Network, layer: Layer, frames: int):
+    def __init__(self, network: Network, layer: Layer, frames: int, device: str):
         torch.manual_seed(0)
-        self.network, self.frames = network, frames
-        self.model = network.build(layer)
+        self.network, self.frames, self.device = network, frames, device
+        self.model = network.build(layer).to(device)
         self.diffusion = GaussianDiffusion(loss="l2")
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
 
@@ -48,7 +49,8 @@ class TrainingStep:
         generator = torch.Generator().manual_seed(index)
         x0 = to_model_range(torch.from_numpy(maze.clips(index, 1, self.frames, self.network.size)))
         t = torch.randint(self.diffusion.timesteps, (1,), generator=generator)
-        return x0, t, torch.randn(x0.shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        return x0.to(self.device), t.to(self.device), noise.to(self.device)
 
     def loss(self, x0, t, noise) -> torch.Tensor:
         return self.diffusion.training_loss(self.model, x0, t, noise)
@@ -65,14 +67,14 @@ class TrainingStep:
 class DenoisingStep:
     """One level of ancestral sampling of one clip, from pure noise. Step i is a function of (seed, i)."""
 
-    def __init__(self, network: Network, layer: Layer, frames: int):
+    def __init__(self, network: Network, layer: Layer, frames: int, device: str):
         torch.manual_seed(0)
-        self.model = network.build(layer).eval()
-        self.diffusion = GaussianDiffusion()
+        self.model = network.build(layer).eval().to(device)
+        self.diffusion, self.device = GaussianDiffusion(), device
         self.shape = (1, 3, frames, network.size, network.size)
 
     def noise(self, index: int) -> torch.Tensor:
-        return noise_like(torch.empty(self.shape), [sample_generator(0, index)])
+        return noise_like(torch.empty(self.shape, device=self.device), [sample_generator(0, index)])
 
     def run(self, noise: torch.Tensor) -> torch.Tensor:
         return ddpm(self.diffusion, denoiser(self.model), noise, [None], steps=1)
@@ -80,11 +82,14 @@ class DenoisingStep:
 
 def training(request: dict) -> dict:
     """Step time and peak memory of a training step, behind the gate: a failed gate leaves no numbers."""
-    layer, network = layer_named(request["layer"]), Network(**request["network"])
-    TrainingStep(WARM_UP, layer, frames=2).run(*TrainingStep(WARM_UP, layer, frames=2).batch(0))
-    baseline = base_line(request)
+    layer, network, device = layer_named(request["layer"]), Network(**request["network"]), request["device"]
+    warm_up = TrainingStep(WARM_UP, layer, 2, device)
+    warm_up.run(*warm_up.batch(0))
+    del warm_up
+    meter = limited_meter(request)
+    baseline = meter.in_use()
 
-    step = TrainingStep(network, layer, request["frames"])
+    step = TrainingStep(network, layer, request["frames"], device)
     first = step.batch(0)
     with CaptureTemporal(step.model) as capture:
         saved, loss = saved_bytes(lambda: step.loss(*first), list(step.model.parameters()))
@@ -93,55 +98,60 @@ def training(request: dict) -> dict:
     step.optimizer.step()  # the warm-up ends here, and Adam's moments exist
     del loss, capture
 
-    measured, last = measured_steps(lambda index: partial(step.run, *step.batch(index)), request, baseline)
+    measured, last = measured_steps(lambda index: partial(step.run, *step.batch(index)), request, meter, baseline)
     checks += [rename(check, "last step: ") for check in training_checks(last, step.model)]
     return gated(checks, step.model, measured | {"saved_bytes": saved})
 
 
 def sampling(request: dict) -> dict:
     """Time and peak memory of a denoising step as the samplers take it, behind the gate."""
-    layer, network = layer_named(request["layer"]), Network(**request["network"])
-    warm_up = DenoisingStep(WARM_UP, layer, frames=2)
+    layer, network, device = layer_named(request["layer"]), Network(**request["network"]), request["device"]
+    warm_up = DenoisingStep(WARM_UP, layer, 2, device)
     warm_up.run(warm_up.noise(0))
-    baseline = base_line(request)
+    del warm_up
+    meter = limited_meter(request)
+    baseline = meter.in_use()
 
-    step = DenoisingStep(network, layer, request["frames"])
+    step = DenoisingStep(network, layer, request["frames"], device)
     with CaptureTemporal(step.model) as capture:
         step.run(step.noise(0))
     checks = inference_checks(capture.inputs)
     del capture
 
-    measured, last = measured_steps(lambda index: partial(step.run, step.noise(index)), request, baseline)
+    measured, last = measured_steps(lambda index: partial(step.run, step.noise(index)), request, meter, baseline)
     checks.append(Check("values of the last video that are not finite", float((~last.isfinite()).sum()), 0.0))
     return gated(checks, step.model, measured)
 
 
-def base_line(request: dict) -> int:
-    """Resident bytes from which on a measurement counts, once the warm-up is over; the limit holds from here too."""
-    process_memory.release_free_memory()
+def limited_meter(request: dict) -> Meter:
+    """What measures the memory once the warm-up is over; the limit holds from here on."""
+    meter = meter_of(request["device"])
+    meter.release()
     if request["memory_limit_bytes"]:
-        process_memory.limit_further_bytes(request["memory_limit_bytes"])
-    return process_memory.resident_bytes() or process_memory.lifetime_peak_bytes()
+        meter.limit_further(request["memory_limit_bytes"])
+    return meter
 
 
-def measured_steps(prepare: Callable[[int], Callable[[], object]], request: dict, baseline: int) -> tuple[dict, Any]:
+def measured_steps(
+    prepare: Callable[[int], Callable[[], object]], request: dict, meter: Meter, baseline: int
+) -> tuple[dict, Any]:
     """(time and peak memory of so many steps, what the last one returned). prepare(index) makes a step, untimed."""
     seconds, peaks, began, last = [], [], time.perf_counter(), None
     for index in range(1, request["repeats"] + 1):
         step = prepare(index)
         last = None
         gc.collect()
-        is_reset = process_memory.reset_peak()
+        meter.finish()
+        is_reset = meter.reset_peak()
         start = time.perf_counter()
         last = step()
+        meter.finish()
         seconds.append(time.perf_counter() - start)
-        peaks.append(process_memory.peak_bytes() - baseline)
+        peaks.append(meter.peak() - baseline)
         if time.perf_counter() - began > request["seconds"]:
             break
-    lifetime_peak = process_memory.lifetime_peak_bytes() - baseline
     return {
-        "step_seconds": seconds, "peak_bytes": peaks, "peak_is_per_step": is_reset,
-        "lifetime_peak_bytes": lifetime_peak, "baseline_bytes": baseline,
+        "step_seconds": seconds, "peak_bytes": peaks, "peak_is_per_step": is_reset, "baseline_bytes": baseline,
     }, last  # fmt: skip
 
 
@@ -162,7 +172,10 @@ def modes(request: dict) -> dict:
     """What memory "lean" costs: time of a training step over that of "fast", in turns in one process. The gate: both
     modes have the same loss and the same gradients, to rounding."""
     layer, network = layer_named(request["layer"]), Network(**request["network"])
-    steps = {mode: TrainingStep(replace(network, memory=mode), layer, request["frames"]) for mode in ("fast", "lean")}
+    steps = {
+        mode: TrainingStep(replace(network, memory=mode), layer, request["frames"], request["device"])
+        for mode in ("fast", "lean")
+    }
     batch = steps["fast"].batch(0)
     losses = {mode: step.loss(*batch) for mode, step in steps.items()}
     for loss in losses.values():

@@ -204,7 +204,14 @@ def test_equal_memory_is_read_off_between_the_counted_widths(result):
 
 def request(**changes) -> dict:
     network = Network.small(8, 16).as_json()
-    base = {"task": "training", "layer": "attention-einsum", "frames": 64, "network": network, "threads": 1}
+    base = {
+        "task": "training",
+        "layer": "attention-einsum",
+        "frames": 64,
+        "network": network,
+        "threads": 1,
+        "device": "cpu",
+    }
     return base | {"repeats": 1, "seconds": 10.0, "memory_limit_bytes": None} | changes
 
 
@@ -313,7 +320,7 @@ def test_the_search_takes_what_its_probes_say_and_resumes(monkeypatch, tmp_path,
         return fine | peaks
 
     monkeypatch.setattr(memory, "call_child", scripted(answers))
-    monkeypatch.setattr(memory, "environment_of", lambda threads, journal: {})
+    monkeypatch.setattr(memory, "environment_of", lambda *run: {})
     path = tmp_path / "journal"
     options = small_options(search_limit_gib=1.0)
     result = measured(options, Journal(path, {}, resume=False))
@@ -328,7 +335,7 @@ def test_the_search_takes_what_its_probes_say_and_resumes(monkeypatch, tmp_path,
 def test_a_probe_that_decides_nothing_ends_the_search_in_words(monkeypatch, tmp_path):
     timeout = {"status": "timeout", "detail": "not done after 300 s"}
     monkeypatch.setattr(memory, "call_child", scripted(lambda request: timeout))
-    monkeypatch.setattr(memory, "environment_of", lambda threads, journal: {})
+    monkeypatch.setattr(memory, "environment_of", lambda *run: {})
     monkeypatch.setattr(memory, "resident_bytes", lambda: 1)
     options = small_options(search_limit_gib=1.0)
     (row,) = measured(options, Journal(tmp_path / "journal", {}, resume=False))["limits"]
@@ -337,7 +344,7 @@ def test_a_probe_that_decides_nothing_ends_the_search_in_words(monkeypatch, tmp_
 
 def test_where_memory_cannot_be_limited_nothing_is_searched(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "call_child", scripted(lambda request: {"status": "error", "detail": "none"}))
-    monkeypatch.setattr(memory, "environment_of", lambda threads, journal: {})
+    monkeypatch.setattr(memory, "environment_of", lambda *run: {})
     monkeypatch.setattr(memory, "resident_bytes", lambda: None)
     options = small_options(search_limit_gib=1.0)
     (row,) = measured(options, Journal(tmp_path / "journal", {}, resume=False))["limits"]
@@ -347,13 +354,36 @@ def test_where_memory_cannot_be_limited_nothing_is_searched(monkeypatch, tmp_pat
 
 def test_a_count_that_fails_as_a_whole_is_a_row_everywhere(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "call_child", scripted(lambda request: {"status": "error", "detail": "none"}))
-    monkeypatch.setattr(memory, "environment_of", lambda threads, journal: {})
+    monkeypatch.setattr(memory, "environment_of", lambda *run: {})
     options = small_options(skip_paper=False, widths=(64, 112), width_frames=(16,))
     result = measured(options, Journal(tmp_path / "journal", {}, resume=False))
     assert [row["frames"] for row in result["saved"]] == [2, 3]
     assert [(row["base_channels"], row["frames"]) for row in result["widths"]] == [(64, 16), (112, 16)]
     assert len(result["predicted"]) == 3
     assert {row["status"] for section in memory.COUNTED for row in result[section]} == {"timeout"}
+
+
+@pytest.mark.gpu
+def test_the_same_is_measured_on_a_gpu():
+    """Weights, gradients and Adam's moments are in the peak of training; the gate passes on what the GPU computed."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for task in ("training", "sampling"):
+        answer = call_child(request(task=task, layer="bi-s6", frames=8, device="cuda", repeats=2))
+        assert answer["status"] == "ok", answer["detail"]
+        copies = 4 if task == "training" else 1
+        assert min(answer["peak_bytes"]) >= 4 * copies * answer["parameters"]
+    answer = call_child(request(layer="bi-s6", frames=512, device="cuda", memory_limit_bytes=2**26))
+    assert answer["status"] == "out of memory"
+
+
+def test_results_of_a_gpu_do_not_replace_those_of_the_processor(tmp_path):
+    options = MemoryOptions(device="cuda")
+    assert options.folder() != MemoryOptions().folder()
+    assert options.limit_bytes() is None
+    assert MemoryOptions(device="cuda", out=tmp_path).folder() == tmp_path
+    with pytest.raises(ValueError, match="--device: expected cpu or cuda, got 'tpu'"):
+        MemoryOptions(device="tpu").check()
 
 
 def test_options_are_checked_again_without_the_command_line():

@@ -1,0 +1,50 @@
+"""What a measurement is told of memory: really on the CPU, and what is asked of torch for a GPU."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.measure.meter import meter_of
+
+MIB = 2**20
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+def test_the_peak_on_a_cpu_is_that_since_the_mark():
+    meter = meter_of("cpu")
+    torch.ones(200 * MIB // 4)  # before the mark: not in the peak
+    meter.release()
+    assert meter.reset_peak()
+    before = meter.in_use()
+    held = torch.ones(100 * MIB // 4)
+    meter.finish()
+    assert meter.peak() - before == pytest.approx(held.nbytes, rel=0.2)
+
+
+def test_on_a_gpu_it_is_the_allocators(monkeypatch):
+    asked = []
+    state = {
+        "memory_allocated": 3 * MIB,
+        "max_memory_allocated": 7 * MIB,
+        "memory_reserved": 10 * MIB,
+        "current_device": 0,
+    }
+    for name, value in state.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    properties = SimpleNamespace(total_memory=100 * MIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize", "set_per_process_memory_fraction"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, name=name: asked.append((name, *given)))
+    meter = meter_of("cuda")
+    meter.release()
+    meter.limit_further(15 * MIB)
+    meter.limit_further(500 * MIB)
+    assert meter.reset_peak()
+    meter.finish()
+    assert (meter.in_use(), meter.peak()) == (3 * MIB, 7 * MIB)
+    assert asked == [
+        ("empty_cache",), ("set_per_process_memory_fraction", 0.25), ("set_per_process_memory_fraction", 1.0),
+        ("reset_peak_memory_stats",), ("synchronize",),
+    ]  # fmt: skip
