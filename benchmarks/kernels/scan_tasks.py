@@ -1,8 +1,8 @@
 """What the scan benchmark measures in processes of its own (`benchmarks.child`): rates of the machine, and a shape.
 
 Everything that is compared is timed in turns in one process (see `timing`) after it has passed its gate on the timed
-buffers. A rival that is too slow or too large for a shape runs on fewer sequences, which the results say, and its time is
-extrapolated: a part that does not depend on them, known from two small runs, and a part for each sequence.
+buffers. A rival that is too slow or too large for a shape runs on fewer sequences, which the results say, and its time
+is extrapolated: a part that does not depend on them, known from two small runs, and a part for each sequence.
 """
 
 from collections.abc import Callable

@@ -244,8 +244,7 @@ def test_time_on_fewer_sequences_is_extrapolated_without_its_fixed_part():
 
 
 def test_a_rival_runs_on_what_the_budget_allows(monkeypatch):
-    rival = replace(rivals.RIVALS[0], run=lambda tensors: sum(value.sum() for value in tensors.values()) * tensors["u"])
-    shape, taken = Shape(1000, 8, 4, 4), {}
+    rival, shape = rivals.RIVALS[0], Shape(1000, 8, 4, 4)
 
     def affordable(fixed, each, budget):
         """With calls that take fixed + each x sequences."""
@@ -254,12 +253,12 @@ def test_a_rival_runs_on_what_the_budget_allows(monkeypatch):
             scan_tasks, "calls", lambda run, tensors: sizes.append(len(tensors["u"])) or {"forward": list}
         )
         monkeypatch.setattr(timing, "once", lambda call: fixed + each * sizes[-1])
-        taken.update(scan_tasks._affordable(rival, shape, {"budget_seconds": budget}, "forward"))
+        taken = scan_tasks._affordable(rival, shape, {"budget_seconds": budget}, "forward")
         return taken["timed_sequences"], round(taken["fixed_seconds"], 9)
 
-    assert affordable(fixed=0.5, each=0.001, budget=2.0) == (1000, 0.5)
-    assert affordable(fixed=0.5, each=0.01, budget=4.0) == (50, 0.5)
-    assert affordable(fixed=0.5, each=0.01, budget=1.0) == (32, 0.5)
+    assert affordable(fixed=0.5, each=2**-10, budget=2.0) == (1000, 0.5)
+    assert affordable(fixed=0.5, each=2**-7, budget=4.0) == (64, 0.5)
+    assert affordable(fixed=0.5, each=2**-7, budget=1.0) == (32, 0.5)
 
 
 def test_options_are_valid_and_names_are_shapes():
