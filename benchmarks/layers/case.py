@@ -6,7 +6,7 @@ outputs and gradients there are those of a video of two pixels, which float64 ca
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,15 @@ class Buffers:
 
     def __init__(self, shape: Shape, device: str):
         generator = torch.Generator(device).manual_seed(shape.frames)
-        normal = partial(torch.randn, generator=generator, device=device)
+        self._normal = partial(torch.randn, generator=generator, device=device)
         size = (1, shape.channels, shape.frames, shape.side, shape.side)
-        self.x = normal(size).requires_grad_()
-        self.dy = normal(size)
-        self.bias = normal(PAPER_TEMPORAL["heads"], shape.frames, shape.frames).requires_grad_()
+        self.x = self._normal(size).requires_grad_()
+        self.dy = self._normal(size)
+
+    @cached_property
+    def bias(self) -> Tensor:
+        frames = self.x.shape[2]
+        return self._normal(PAPER_TEMPORAL["heads"], frames, frames).requires_grad_()
 
 
 class Case:

@@ -27,7 +27,7 @@ TURNS = 10  # on a GPU, where a turn has many launches
 
 def alone(request: dict) -> dict:
     """{mode: {"status", "detail", "peak_bytes", "call_seconds"}, "parameters"}; of training "saved_bytes" too."""
-    _keep_within_free_memory()
+    _keep_within_free_memory(request["device"])
     shape, candidate = Shape(**request["shape"]), candidate_named(request["layer"])
     least = Case(candidate, Buffers(Shape(shape.level, 1 << (shape.level - 1), 2), request["device"]))
     answer = {mode: _attempt(getattr(least, mode)) for mode in request["modes"]}  # loads libraries, starts threads
@@ -40,9 +40,10 @@ def alone(request: dict) -> dict:
     return answer | {"parameters": count_parameters(case.layer)}
 
 
-def _keep_within_free_memory() -> None:
+def _keep_within_free_memory(device: str) -> None:
+    """Allocations beyond it fail. A GPU's are limited by itself, and its driver maps more memory than it uses."""
     free = process_memory.available_bytes()
-    if free is not None:
+    if device == "cpu" and free is not None:
         process_memory.limit_further_bytes(int(MEMORY_SHARE * free))
 
 
@@ -101,12 +102,12 @@ def in_turns(request: dict) -> dict:
 
     "seconds": of every launch; "ratios": to the time of bi-S6 in the same turn, if that is measured."""
     process_memory.keep_freed_memory()
-    _keep_within_free_memory()
-    buffers = Buffers(Shape(**request["shape"]), request["device"])
+    _keep_within_free_memory(request["device"])
     cases: dict[str, Case] = {}
     known: dict[tuple, tuple] = {}  # truths, by the function and its weights
     rows: dict[str, dict] = {}
     with gpu_timing.timer_of(request["device"]) as timer:
+        buffers = Buffers(Shape(**request["shape"]), request["device"])
         for mode in MODES:
             rows[mode], calls = {}, {}
             for name in request["layers"][mode]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 from statistics import median
 
@@ -12,6 +13,8 @@ from benchmarks.layers import case as layer_case
 from benchmarks.layers import kind, tasks
 from benchmarks.layers.candidates import ALL, BASE, QUICK, Shape, candidate_named
 from benchmarks.layers.case import MODES, Buffers, Case, gate, truths, two_pixels
+from benchmarks.measure.children import call_child
+from benchmarks.measure.process_memory import available_bytes
 from benchmarks.report import page
 from ssmvdm import cli, convert
 from tests.model import paper
@@ -221,7 +224,7 @@ def test_a_layer_that_breaks_leaves_the_others_to_be_measured(monkeypatch, capsy
     monkeypatch.setitem(layer_case._FORMS, "published", broken)
     names = [f"{BASE}:published", BASE]
     request = {"layers": dict.fromkeys(MODES, names), "shape": vars(SMALL), "device": "cpu", "launches": 2}
-    monkeypatch.setattr(tasks.process_memory, "limit_further_bytes", lambda count: None)
+    monkeypatch.setattr(tasks.process_memory, "available_bytes", lambda: None)  # no limit on this process
     monkeypatch.setattr(tasks.process_memory, "keep_freed_memory", lambda: None)
     answer = tasks.in_turns(request | {"budget_seconds": 10.0})
     for mode in MODES:
@@ -250,6 +253,14 @@ def test_on_a_gpu_every_turn_has_many_launches_and_peaks_are_those_of_its_alloca
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(counted))
     before = tasks._start_of_peak(True)
     assert (before, tasks._peak_since(before, True)) == (100, 150)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory limits are read from Linux's /proc")
+def test_a_layer_that_does_not_fit_is_out_of_memory():
+    frames = 2 * available_bytes() // (4 * 112 * 32 * 32)
+    request = {"task": "layer_alone", "layer": "s6", "modes": ["training"], "shape": vars(Shape(1, 32, frames))}
+    answer = call_child(request | {"device": "cpu", "threads": 1, "budget_seconds": 1.0})
+    assert answer["status"] == "out of memory"
 
 
 @pytest.mark.slow
