@@ -71,7 +71,7 @@ def _where(result: dict) -> str:
 
 def picture(results: Results) -> str:
     label = (
-        "Peak memory and time of a training step, and bytes saved for backward, against the number of frames, for "
+        "Peak memory and speed of a training step, and bytes saved for backward, against the number of frames, for "
         "attention, linear attention, S4D and S6"
     )
     return "\n".join(
