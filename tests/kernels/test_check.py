@@ -1,7 +1,7 @@
-"""`python -m ssmvdm_kernels.check` sees a backend that is wrong, in any way, and says so by its exit status."""
+"""`python -m ssmvdm_kernels.check` says by its exit status that a backend is wrong; packaging/test_installed.py damages
+each tensor of the scans in turn."""
 
 import pytest
-import torch
 
 from ssmvdm_kernels import check
 from tests.conftest import require_backend
@@ -11,13 +11,7 @@ def raises(y):
     raise RuntimeError("the device is gone")
 
 
-SPOILT = {
-    "slightly wrong": lambda y: y * (1 + 1e-5),
-    "not a number": lambda y: torch.where(y == y.max(), torch.nan, y),
-    "of another dtype": lambda y: y.double(),
-    "of another shape": lambda y: y[..., None],
-    "an exception": raises,
-}
+SPOILT = {"slightly wrong": lambda y: y * (1 + 1e-5), "an exception": raises}
 
 
 @pytest.fixture
