@@ -10,6 +10,7 @@ from benchmarks.shapes import LAYERS, Layer, Network, layer_named
 
 PAPER = Network.paper()
 BASE = "bi-s6"  # what times are compared with
+MODES = ("inference", "training")
 WIDTHS = tuple(PAPER.base_channels * mult for mult in PAPER.channel_mults)  # channels at each level
 
 

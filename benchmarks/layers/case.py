@@ -19,8 +19,6 @@ from ssmvdm import TemporalConfig
 from ssmvdm.temporal import build_temporal_layer
 from ssmvdm.temporal.attention import TemporalAttention, frame_heads
 
-MODES = ("inference", "training")
-
 Run = Callable[[Tensor, Tensor | None], Tensor]  # of the video and the position bias
 Tensors = dict[str, Tensor]
 

@@ -43,7 +43,7 @@ def tables(result: dict) -> list[Table]:
 
 def _grid(result: dict, title: str, caption: str, mode: str, shown: Callable[[dict], str]) -> Table:
     rows = {(row["layer"], row["place"], row["frames"]): row for row in result["layers"] if row["mode"] == mode}
-    shapes = _shapes(result)
+    shapes = result["settings"]["shapes"]
     header = ["layer", *(f"{x['channels']}×{x['side']}×{x['side']}, {x['frames']} frames" for x in shapes)]
     body = []
     for name in result["settings"]["layers"]:
@@ -93,9 +93,10 @@ def _saved(row: dict) -> str:
 
 def pictures(result: dict) -> list[Picture]:
     """Time and memory against frames at the level where most numbers of frames were measured."""
-    places = [shape["place"] for shape in _shapes(result)]
+    shapes = result["settings"]["shapes"]
+    places = [shape["place"] for shape in shapes]
     place = max(dict.fromkeys(places), key=places.count)
-    size = next(shape for shape in _shapes(result) if shape["place"] == place)
+    size = next(shape for shape in shapes if shape["place"] == place)
     rows = [row for row in result["layers"] if row["place"] == place]
     setting = f"{place}: {size['channels']} channels, {size['side']}×{size['side']}, batch 1"
     layers = [candidate_named(name) for name in result["settings"]["layers"]]
@@ -106,11 +107,6 @@ def pictures(result: dict) -> list[Picture]:
     )
     legend = tuple((layer, layer.label, True) for layer in layers)
     return [Picture("layers", "Time and peak memory of temporal layers against frames", panels, legend)]
-
-
-def _shapes(result: dict) -> list[dict]:
-    return [shape | {"place": f"level {shape['level']} of {shape['size']}x{shape['size']}"}
-            for shape in result["settings"]["shapes"]]  # fmt: skip
 
 
 def _panel(title: str, setting: str, layers: list[Candidate], rows: list[dict], mode: str, values) -> Panel:

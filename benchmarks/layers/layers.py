@@ -9,14 +9,14 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 
-from benchmarks.layers.candidates import BASE, Candidate, Shape, candidate_named
+from benchmarks.layers.candidates import BASE, MODES, Candidate, Shape, candidate_named
 from benchmarks.layers.options import LayerOptions
 from benchmarks.measure.children import call_child, environment_of
 from benchmarks.measure.journal import Journal
 
-MODES = ("inference", "training")
 LEAST_CALLS = 3  # that a time counts with
 COMPILE_SECONDS = 120.0  # that starting, compiling and gating may take beside the calls
+DERIVED = ("place", "channels", "side")  # of a shape
 MODE_KEYS = ("status", "detail", "peak_bytes", "saved_bytes")
 
 
@@ -30,7 +30,7 @@ def measure(options: LayerOptions, advance: Callable[[str, float, float], None],
         "settings": {
             "layers": names, "base": BASE, "device": options.device, "launches": options.timed_launches(),
             "budget_seconds": options.budget_seconds, "batch": 1, "caches": None,
-            "shapes": [asdict(shape) | {"channels": shape.channels, "side": shape.side} for shape in shapes],
+            "shapes": [asdict(shape) | {name: getattr(shape, name) for name in DERIVED} for shape in shapes],
         },
         "layers": [], "clocks": [],
     }  # fmt: skip

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.kernels import gpu_timing
 from benchmarks.kernels.scan_case import gate_row
-from benchmarks.layers.candidates import BASE, Shape, candidate_named
-from benchmarks.layers.case import MODES, Buffers, Case, gate, truths
+from benchmarks.layers.candidates import BASE, MODES, Shape, candidate_named
+from benchmarks.layers.case import Buffers, Case, gate, truths
 from benchmarks.measure import process_memory
 from benchmarks.measure.failures import failure
 from benchmarks.measure.saved import count_parameters, saved_bytes

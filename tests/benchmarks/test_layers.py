@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.layers import case as layer_case
 from benchmarks.layers import kind, tasks
-from benchmarks.layers.candidates import ALL, BASE, QUICK, Shape, candidate_named
-from benchmarks.layers.case import MODES, Buffers, Case, gate, truths, two_pixels
+from benchmarks.layers.candidates import ALL, BASE, MODES, QUICK, Shape, candidate_named
+from benchmarks.layers.case import Buffers, Case, gate, truths, two_pixels
 from benchmarks.measure.children import call_child
 from benchmarks.measure.process_memory import available_bytes
 from benchmarks.report import page
