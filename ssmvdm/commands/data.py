@@ -76,7 +76,7 @@ def run(options: DataOptions) -> None:
     try:
         check_clip_arguments(options.seed, options.frames, options.size, options.batch)
         where = None if options.path is None else str(options.path)
-        config = DataConfig(options.name, options.frames, options.size, where, options.merge_splits)
+        config = DataConfig(options.name, options.frames, options.size, where, merge_splits=options.merge_splits)
         source = open_source(config)
     except ValueError as error:
         raise InputError(f"--{error}") from error

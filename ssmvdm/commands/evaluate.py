@@ -87,7 +87,7 @@ def run(options: EvaluateOptions) -> None:
     samples = Samples.open(options.samples)
     path = None if options.data_path is None else str(options.data_path)
     try:
-        data = DataConfig(options.data, samples.frames, samples.size, path, options.merge_splits)
+        data = DataConfig(options.data, samples.frames, samples.size, path, merge_splits=options.merge_splits)
         source = open_source(data)
     except (ValueError, OSError) as error:
         raise InputError(f"--data: {error}") from error
