@@ -61,7 +61,7 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal) -> dict
         "task": "scan_shape", "threads": options.threads[-1], "shape": vars(shape),
         "dtypes": list(options.dtypes[:1] if named.is_sweep else options.dtypes),
         "layouts": [] if named.is_sweep else list(options.layouts),
-        "rivals": [name for name in options.rivals if not named.is_sweep or name in SWEEP_RIVALS],
+        "rivals": [name for name in options.rivals if _takes_part(name, named)],
         "thread_counts": [] if named.is_sweep else list(options.threads), "compiled_length": options.compiled_length,
         "rounds": options.rounds, "budget_seconds": options.budget_seconds,
     }  # fmt: skip
@@ -70,6 +70,10 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal) -> dict
         return answer
     base = {"name": f"ours {options.dtypes[0]} channels-last", "label": "ours", "is_ours": True}
     return {"times": [base | {"mode": mode} | answer for mode in ("forward", "forward+backward")], "threads": []}
+
+
+def _takes_part(rival: str, named: NamedShape) -> bool:
+    return not named.is_alone and (not named.is_sweep or rival in SWEEP_RIVALS)
 
 
 def _in_memory(request: dict, least: int) -> dict:

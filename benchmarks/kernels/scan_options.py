@@ -3,14 +3,14 @@
 import os
 from dataclasses import dataclass, field
 
-from benchmarks.kernels.shapes import LENGTHS, LEVELS, SHAPES, shape_named
+from benchmarks.kernels.shapes import SHAPES, shape_named
 from benchmarks.options import RunOptions
 from ssmvdm.errors import InputError
 
 RIVALS = ("eager", "reference", "pscan", "associative", "compiled", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("video", "channels-last", "length-contiguous")
-QUICK_SHAPES = (*(named.name for named in LEVELS), "base", *(named.name for named in LENGTHS[1:5:3]))
+QUICK_SHAPES = ("paper-1", "paper-4", "base", "length-16", "length-256")
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class ScanOptions(RunOptions):
     rounds: int = 15
     """Rounds of interleaved timings; a slow rival takes part in as many as its budget allows, three at least."""
 
-    budget_seconds: float = 0.6
+    budget_seconds: float = 0.4
     """Time that one candidate may take at one shape and mode. A rival too slow for it runs on fewer sequences."""
 
     @classmethod
     def quick(cls) -> "ScanOptions":
         """Part of `bench all`."""
-        return cls(shapes=QUICK_SHAPES, rounds=9, budget_seconds=0.25)
+        return cls(shapes=QUICK_SHAPES, rounds=7, budget_seconds=0.2)
 
     @classmethod
     def full(cls) -> "ScanOptions":

@@ -1,7 +1,7 @@
 """The shapes that the scan is measured at, by name, each with where it comes from. Imports no torch."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 STATES = 16
 
@@ -35,12 +35,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class NamedShape:
-    """is_sweep: one of a row in which a size grows; measured in one layout and type, against the cheaper rivals."""
+    """is_sweep: one of a row in which a size grows; measured in one layout and type, against the cheaper rivals.
+    is_alone: against none, where a rival's time is in proportion to the size."""
 
     name: str
     shape: Shape
     source: str
     is_sweep: bool = False
+    is_alone: bool = False
 
 
 def _named(name: str, sequences: int, length: int, channels: int, source: str, is_sweep: bool = False) -> NamedShape:
@@ -69,7 +71,7 @@ CHANNELS = tuple(
     for channels in (64, 224, 448, 896, 1792)
 )
 SEQUENCES = tuple(
-    _named(f"sequences-{label}", sequences, 16, 64, "sweep over sequences", True)
+    NamedShape(f"sequences-{label}", Shape(sequences, 64, 16, STATES), "sweep over sequences", True, is_alone=True)
     for label, sequences in (("1k", 2**10), ("4k", 2**12), ("16k", 2**14), ("256k", 2**18), ("1M", 2**20))
 )
 SHAPES = {named.name: named for named in (*FOUND, *LENGTHS, *CHANNELS, *SEQUENCES)}
@@ -78,9 +80,7 @@ SHAPES = {named.name: named for named in (*FOUND, *LENGTHS, *CHANNELS, *SEQUENCE
 def shape_named(name: str, states: int) -> NamedShape:
     """One of SHAPES with so many states, or SEQUENCESxLENGTHxCHANNELS; ValueError saying what there is."""
     if name in SHAPES:
-        found = SHAPES[name]
-        shape = Shape(found.shape.sequences, found.shape.channels, found.shape.length, states)
-        return NamedShape(name, shape, found.source, found.is_sweep)
+        return replace(SHAPES[name], shape=replace(SHAPES[name].shape, states=states))
     sizes = re.fullmatch(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", name)
     if not sizes:
         expected = "SEQUENCESxLENGTHxCHANNELS such as 1024x64x128, or some of " + ", ".join(SHAPES)

@@ -178,6 +178,13 @@ def test_in_a_sweep_one_variant_of_ours_meets_the_cheap_rivals(result):
     assert [row["name"] for row in swept] == expected
 
 
+def test_a_sweep_over_what_rivals_are_in_proportion_to_is_of_ours_alone():
+    taking_part = [name for name in scan.SWEEP_RIVALS if scan._takes_part(name, SHAPES["sequences-4k"])]
+    assert not taking_part
+    assert all(scan._takes_part(name, SHAPES["channels-64"]) for name in scan.SWEEP_RIVALS)
+    assert scan._takes_part("eager", SHAPES["base"]) and not scan._takes_part("eager", SHAPES["channels-64"])
+
+
 def test_shares_of_floors_are_of_the_rates_that_were_measured(result):
     row = next(row for row in result["times"] if row["is_ours"] and row["mode"] == "forward")
     shape, seconds = shape_named(row["shape"], 4).shape, sorted(row["seconds"])[1]
