@@ -34,7 +34,7 @@ def missing() -> str | None:
 
 
 def library(planted: Mutant | None = None) -> Path:
-    """The extension; with a planted bug in its float64 kernels if one is given."""
+    """The extension; with a planted bug in its baseline kernels if one is given."""
     from torch.utils import cpp_extension
 
     flags = [*COMMON, *build.SANITIZERS, *DEFINES, "-I", str(build.CSRC)]
@@ -48,7 +48,7 @@ def library(planted: Mutant | None = None) -> Path:
     with tempfile.TemporaryDirectory() as name:
         shutil.copytree(build.CSRC, Path(name) / "csrc")
         planted.plant(Path(name))
-        changed = Path(name) / "csrc" / "cpu" / "kernels_float64.cpp"
+        changed = Path(name) / "csrc" / "cpu" / "kernels_baseline.cpp"
         jobs = [(changed if source.name == changed.name else source, options) for source, options in jobs]
         return build.linked("cpu_asan", "planted.so", jobs, link)
 
