@@ -43,8 +43,9 @@ class ReportOptions:
 
 
 def run_all(options: AllOptions) -> None:
-    kinds = {"scan": ScanOptions, "layers": LayerOptions, "memory": MemoryOptions}
-    _run({name: kind.full() if options.full else kind.quick() for name, kind in kinds.items()}, options, "report")
+    quick = {"scan": ScanOptions.quick(), "layers": LayerOptions.quick(), "memory": MemoryOptions.quick()}
+    full = {"scan": ScanOptions.full(), "layers": LayerOptions.full(), "memory": MemoryOptions.full()}
+    _run(full if options.full else quick, options, "report")
 
 
 def run_scan(options: ScanOptions) -> None:
