@@ -13,7 +13,7 @@ from . import cases
 from .cases import Case
 from .checks import check_case, expected, run_case
 
-# Triton compiles each set of options when it is first used, for seconds: it has the pairs.
+# Triton compiles each set of options and kind of strides when it is first used, for seconds: it has the pairs.
 BUILT = [backend for backend in COMPILED_BACKENDS if backend != "triton"]
 
 
@@ -52,6 +52,7 @@ def test_layouts(case, compiled_backend):
     check_case(case, compiled_backend)
 
 
+@pytest.mark.parametrize("compiled_backend", BUILT, indirect=True)
 @pytest.mark.parametrize("case", cases.by_tensor(), ids=by_name)
 def test_layouts_of_one_tensor(case, compiled_backend):
     check_case(case, compiled_backend)
