@@ -282,3 +282,16 @@ def test_an_earlier_result_is_read_before_it_is_replaced(parts, tmp_path, result
     monkeypatch.setattr(runner, "MEASURING", {"scan": "two_benchmarks"})
     page = runner.run({"scan": options["first"]}, RunOptions(out=tmp_path, compare=tmp_path), "scan")
     assert "less memory" in page.read_text()
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_all_benchmarks_are_one_run(size, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(
+        runner, "run", lambda parts, how, stem: runs.append((parts, how, stem)) or tmp_path / "report.html"
+    )
+    assert cli.main(["bench", "all", "--out", str(tmp_path), "--resume", *(["--full"] if size == "full" else [])]) == 0
+    ((parts, how, stem),) = runs
+    assert list(parts) == list(runner.MEASURING) == ["scan", "layers", "memory"]
+    assert all(options == getattr(type(options), size)() for options in parts.values())
+    assert how.resume and how.folder() == tmp_path and stem == "report"
