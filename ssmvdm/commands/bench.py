@@ -18,11 +18,11 @@ from ssmvdm.commands.requirements import need
 class AllOptions(RunOptions):
     """All benchmarks into one folder, with one page, report.html: the scan, temporal layers, networks.
 
-    The quick part takes less than six minutes on two cores.
+    The quick part is made for less than six minutes on two cores.
     """
 
     full: bool = False
-    """Measure at length, in less than 40 minutes on two cores."""
+    """Measure at length; made for less than 40 minutes on two cores."""
 
 
 @dataclass(frozen=True)
