@@ -59,7 +59,7 @@ class LayerOptions(RunOptions):
     @classmethod
     def quick(cls) -> "LayerOptions":
         """Part of `bench all`."""
-        return cls(layers=QUICK, levels=(), frames=(16, 64, 256), launches=4, budget_seconds=1.8)
+        return cls(layers=QUICK, levels=(), frames=(16, 64, 256), launches=4, budget_seconds=2.4)
 
     @classmethod
     def full(cls) -> "LayerOptions":
