@@ -128,7 +128,7 @@ th:first-child, td:first-child, .plain td { text-align: left; }
 .plain td { white-space: normal; }
 thead th:first-child { min-width: 0; }
 .prose { text-align: left; white-space: normal; min-width: 16rem; }
-tbody th { font-weight: 500; white-space: normal; min-width: 9rem; }
+tbody th { font-weight: 500; white-space: normal; min-width: 15rem; }
 @media (max-width: 40rem) {
   th, td { padding-right: .6rem; font-size: .9rem; }
   tbody th { min-width: 7rem; }

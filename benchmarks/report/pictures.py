@@ -75,7 +75,7 @@ def whole(picture: Picture, environment: dict, theme: Theme) -> Figure:
     """All panels in a row, the legend below them, and where it was measured."""
     count = len(picture.panels)
     longest = max((len(label) for _, label, _ in picture.legend), default=0)
-    columns = max(1, min(int(4.6 * count / (0.55 + 0.078 * longest)), len(picture.legend)))  # inches that a label takes
+    columns = max(1, min(int(4.6 * count / (0.6 + 0.068 * longest)), len(picture.legend)))  # inches that a label takes
     legend_rows = -(-len(picture.legend) // columns)
     height = 4.2 + 0.2 * legend_rows
     figure = Figure(figsize=(4.6 * count, height), facecolor=theme.ground)
