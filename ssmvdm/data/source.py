@@ -36,11 +36,11 @@ class DataConfig:
         form that ssmvdm.data.datasets describes.
     frames: of a clip. size: height and width in pixels.
     path: where the data set on disk is. A configuration may leave it open, `open_source` needs it.
-    embeddings: a safetensors file with a vector for each caption (`ssmvdm.data.embeddings`), which a network with a
-        condition is shown; of data sets on disk that have captions.
     merge_splits: training clips and held-out clips both come from all videos, as in the paper's runs. By default no
         video is in both.
     max_unusable: the largest share of the videos that may turn out to be broken, too short or of the wrong shape.
+    embeddings: a safetensors file with a vector for each caption (`ssmvdm.data.embeddings`), which a network with a
+        condition is shown; of data sets on disk that have captions.
 
     Raises ValueError naming the field, what was expected and what came.
     """
@@ -49,9 +49,9 @@ class DataConfig:
     frames: int = 16
     size: int = 32
     path: str | None = None
-    embeddings: str | None = None
     merge_splits: bool = False
     max_unusable: float = 0.1
+    embeddings: str | None = None
 
     def __post_init__(self):
         known = (*PROCEDURAL, *DATA_SETS)
