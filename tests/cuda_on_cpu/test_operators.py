@@ -10,7 +10,7 @@ from ssmvdm import TemporalConfig, UNet3D, UNet3DConfig
 from ssmvdm_kernels import backends, causal_conv1d, check, explain, selective_scan
 from ssmvdm_kernels.backends.cuda import CudaBackend
 from ssmvdm_kernels.ops import BOTH, FORWARD, NEEDS_Y, REVERSE
-from tests.kernels import cases, test_conv, test_s4d, test_torch, truth
+from tests.kernels import cases, test_conv, test_gradients, test_s4d, test_torch, truth
 from tests.kernels.bounds import usage
 from tests.kernels.cases import Case
 from tests.kernels.checks import assert_same_bits, call, expected, operator_arguments, run
@@ -93,6 +93,13 @@ def test_convolution_within_its_bounds(dtype, layout):
         allowed = test_conv.bounded(inputs, dys, activation)
         for name, value in test_conv.run_conv(inputs, dys, activation, "cuda").items():
             assert usage(value, allowed[name], value.dtype).max() <= 1, name
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_dA_per_state_at_strong_decay(layout, direction):
+    """Where the bounds of a whole row are too wide for what is lost of one state."""
+    test_gradients.test_dA_per_state_at_strong_decay(layout, direction, "cuda")
 
 
 def test_filters_in_the_dtype_of_x_are_widened_and_their_gradients_narrowed():
