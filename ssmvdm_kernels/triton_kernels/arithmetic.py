@@ -1,4 +1,4 @@
-"""Functions that kernels are made of: encoded integers, the transcendental functions, sums over channels."""
+"""Functions that kernels are made of: encoded integers, the transcendental functions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def number(encoded):
     """Undo `layout.encoded`. In this order of steps the compiler sees when a number has 32 bits."""
     return (encoded.to(tl.int64) >> 1) - 1
+
+
+@triton.jit
+def offset(index, stride, FAR: tl.constexpr):
+    """index times an encoded stride, in 32 bits if they do."""
+    if FAR:
+        product = index * number(stride)
+    else:
+        product = tl.to_tensor(index).to(tl.int32) * number(stride).to(tl.int32)
+    return product
 
 
 @triton.jit
@@ -80,47 +90,3 @@ def softplus(x):
     """log(1 + exp(x))"""
     # A comparison, not max, which would lose a NaN.
     return tl.where(x < 0, 0.0, x) + log1p_unit(exp_of_minus_magnitude(x))
-
-
-@triton.jit
-def exchanged(keep, give, level: tl.constexpr):
-    """keep + what the channel whose number differs in bit `level` gives; (rows, channels, lanes)."""
-    partner = tl.arange(0, give.shape[1])[None, :, None] ^ (1 << level)
-    return keep + tl.gather(give, tl.broadcast_to(partner, give.shape), 1)
-
-
-@triton.jit
-def has_bit(values, level: tl.constexpr):
-    """Channels whose number has bit `level`, (1, channels, 1)."""
-    return ((tl.arange(0, values.shape[1])[None, :, None] >> level) & 1) == 1
-
-
-@triton.jit
-def one_of_products(a, x, b, y):
-    """Even channels keep a x and give b y to their odd neighbours, which keep b y and give a x. Factors are chosen and
-    not products: so each is a multiplication less."""
-    odd = has_bit(x, 0)
-    keep = tl.where(odd, b, a) * tl.where(odd, y, x)
-    return exchanged(keep, tl.where(odd, a, b) * tl.where(odd, x, y), 0)
-
-
-@triton.jit
-def halved(values, level: tl.constexpr, ROWS: tl.constexpr):
-    """One round: 2 ROWS rows become ROWS, the last bit of a row's number becomes bit `level` of a channel's."""
-    pairs = tl.reshape(values, (ROWS, 2, values.shape[1], values.shape[2]))
-    even, odd = tl.split(tl.permute(pairs, (0, 2, 3, 1)))
-    keeps_odd = has_bit(even, level)
-    return exchanged(tl.where(keeps_odd, odd, even), tl.where(keeps_odd, even, odd), level)
-
-
-@triton.jit
-def sum_over_channels(values, first: tl.constexpr, ROUNDS: tl.constexpr):
-    """Sum 2^ROUNDS rows of a (rows, channels, lanes) tensor over channels; channel i of the result, (1, channels,
-    lanes), has the sum of row (i >> first) % rows over all channels that agree with it in these bits.
-
-    A transposed butterfly: in each round a channel keeps half of the rows and gives its share of the others to its
-    partner. That is one exchange per row, where reducing each row by itself takes five.
-    """
-    for i in tl.static_range(ROUNDS):
-        values = halved(values, first + i, values.shape[0] // 2)
-    return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -53,6 +52,7 @@ class View(NamedTuple):
     channel: int
     time: int
     lane: int
+    FAR: tl.constexpr  # offsets within a batch entry need 64 bits
     state: int = encoded(0)
 
 
@@ -68,20 +68,7 @@ class Modulation(NamedTuple):
     lane: int
     CONSTANT: tl.constexpr  # in time: (channels, states)
     UNIT: tl.constexpr  # states lie side by side
-
-
-class Fours(NamedTuple):
-    """B, C or their gradients in float32, four states side by side: a thread moves them at once. Strides, encoded,
-    count fours; states are filled up to whole fours and launches."""
-
-    data: Tensor
-    batch: int
-    group: int
-    time: int
-    four: int
-    lane: int
-    CONSTANT: tl.constexpr
-    UNIT: tl.constexpr  # fours lie side by side
+    FAR: tl.constexpr  # offsets within a group need 64 bits
 
 
 def check(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -92,6 +79,12 @@ def check(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: tor
         raise TypeError(f"{op}: {name} must be {dtype}, but is {tensor.dtype}.")
     if tensor.device != device:
         raise ValueError(f"{op}: {name} must be on {device}, but is on {tensor.device}.")
+
+
+def is_far(tensor: Tensor, leading: int) -> tl.constexpr:
+    """Whether offsets along all axes but the first `leading` need more than 32 bits."""
+    axes = zip(tensor.shape[leading:], tensor.stride()[leading:], strict=True)
+    return tl.constexpr(sum(max(0, size - 1) * stride for size, stride in axes) >= 2**31)
 
 
 def lane_stride(tensor: Tensor, leading: int = 3) -> int | None:
@@ -119,7 +112,7 @@ def sequence_view(tensor: Tensor | None) -> View | None:
     if tensor is None:
         return None
     tensor = with_one_lane_stride(tensor)
-    return View(tensor, *map(encoded, tensor.stride()[:3]), lane=encoded(lane_stride(tensor)))
+    return View(tensor, *map(encoded, (*tensor.stride()[:3], lane_stride(tensor))), FAR=is_far(tensor, 1))
 
 
 def state_view(tensor: Tensor | None) -> View | None:
@@ -134,7 +127,7 @@ def modulation_view(tensor: Tensor, dims: int, groups: int) -> Modulation:
     Where B and C come in unlike numbers of groups, `groups` is what both divide, and a copy is made.
     """
     if tensor.dim() == 2:
-        tensor = tensor.contiguous()
+        tensor, leading = tensor.contiguous(), 2
         strides = (0, 0, tensor.shape[1], 1, 0, 0)
     else:
         leading = tensor.dim() - dims + 3
@@ -143,36 +136,9 @@ def modulation_view(tensor: Tensor, dims: int, groups: int) -> Modulation:
         tensor = with_one_lane_stride(tensor, leading)
         batch, *group, state, time = tensor.stride()[:leading]
         strides = (batch, *(group or [0]), 0, state, time, lane_stride(tensor, leading))
+    far = is_far(tensor, leading - 2)
     is_constant, is_unit = tl.constexpr(tensor.dim() == 2), tl.constexpr(strides[3] == 1)
-    return Modulation(tensor, *map(encoded, strides), CONSTANT=is_constant, UNIT=is_unit)
-
-
-def fours(shape: tuple[int, ...], states: int, lanes: int, by_lanes: bool, device: torch.device) -> Tensor:
-    """Memory for Fours, (*shape, fours, 4, length, lanes), in the order in which a tile moves them; `shape` ends with
-    the length."""
-    if by_lanes:
-        return torch.empty(*shape, states // 4, lanes, 4, device=device).movedim((-4, -1), (-2, -3))
-    return torch.empty(*shape, lanes, states // 4, 4, device=device).movedim((-4, -3), (-2, -1))
-
-
-def fours_view(memory: Tensor) -> Fours:
-    """(batch, groups, fours, 4, length, lanes)."""
-    batch, group, four, _, time, lane = (encoded(stride // 4) for stride in memory.stride())
-    is_unit = tl.constexpr(memory.stride(2) == 4)
-    return Fours(memory, batch, group, time, four, lane, CONSTANT=tl.constexpr(False), UNIT=is_unit)
-
-
-def modulation_in_fours(tensor: Tensor, dims: int, groups: int, states: int, by_lanes: bool) -> Fours:
-    """A copy of B or C, (batch, [groups,] states, length, *lanes), filled up with zeros to so many states."""
-    tensor = tensor.unsqueeze(1) if tensor.dim() == dims else tensor
-    batch, own, given, length, *lanes = tensor.shape
-    tensor = tensor.reshape(batch, own, given, length, math.prod(lanes))
-    if own != groups:
-        tensor = tensor.repeat_interleave(groups // own, 1)
-    if given < states:
-        tensor = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, states - given))
-    memory = fours((batch, groups, length), states, tensor.shape[-1], by_lanes, tensor.device)
-    return fours_view(memory.copy_(tensor.unflatten(2, (-1, 4))))
+    return Modulation(tensor, *map(encoded, strides), CONSTANT=is_constant, UNIT=is_unit, FAR=far)
 
 
 class Sequence:

@@ -18,19 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import (
-    LN_2,
-    number,
-    one_of_products,
-    put_sum,
-    sigmoid,
-    softplus,
-    sum_over_channels,
-)
-from .layout import Fours, View
+from .arithmetic import LN_2, number, offset, put_sum, sigmoid, softplus
+from .layout import View
 from .scan_walk import (
     advance,
-    fours_at,
     load_delta,
     load_modulation,
     output,
@@ -42,12 +33,17 @@ from .tiles import add_part, gradient_of_sum, load_row, put_y
 
 
 class Sums(NamedTuple):
-    """Sums over the channels of a slice: dB, then dC, as far as they vary in time. Strides, encoded, count fours."""
+    """Sums over the channels of a slice: dB, then dC, as far as they vary in time. States lie side by side, as many as
+    all launches have, in fours, which a thread moves at once: strides, encoded, count fours."""
 
-    memory: Tensor  # (channel slices, kinds, batch, groups, fours, 4, length, lanes)
-    first: Fours  # of the first slice and kind
+    memory: Tensor  # (channel slices, kinds, batch, groups, length, lanes, states)
     slice: int
     kind: int
+    batch: int
+    group: int
+    time: int
+    lane: int
+    FAR: tl.constexpr  # offsets within a group need 64 bits
 
 
 class Gradients(NamedTuple):
@@ -62,11 +58,32 @@ class Gradients(NamedTuple):
     columns: int  # encoded
     DB: tl.constexpr  # dB varies in time and is wanted
     DC: tl.constexpr
-    ROUNDS: tl.constexpr  # 2^ROUNDS states in a launch
     DU_ADD: tl.constexpr  # du is a sum of parts, and others came before
     DU_FINAL: tl.constexpr
     DDELTA_ADD: tl.constexpr
     DDELTA_FINAL: tl.constexpr
+
+
+class Inputs(NamedTuple):
+    """What a step reads, its rows also as `beside_states`."""
+
+    u: tl.tensor
+    raw: tl.tensor  # delta before softplus
+    dt: tl.tensor
+    u_beside: tl.tensor
+    dt_beside: tl.tensor
+    B: tl.tensor
+
+
+@triton.jit
+def beside_states(row):
+    """The same row, spread over threads as states are.
+
+    A thread has four states of four channels, as checkpoints lie in memory, and so uses four times what it loads of B
+    and C. Rows are loaded, and their exponentials taken, one element in a thread; Triton would go on so and put all
+    states of a channel into one thread, but cannot see through this change of axes.
+    """
+    return tl.expand_dims(tl.reshape(tl.permute(row, (1, 0, 2)), (row.shape[1], row.shape[2])), 0)
 
 
 @triton.jit
@@ -81,55 +98,50 @@ def walk_again(h, x, o, kept, tile, sizes, O, PART):
             u, dt = load_row(x.u, tile, t), load_delta(x, tile, t)
             if O.SOFTPLUS:
                 dt = softplus(dt)
-            h = advance(h, A, x, u, dt, tile, t, sizes, O)
+            B = load_modulation(x.B, tile, t, sizes, O)
+            h = advance(h, A, B, beside_states(u), beside_states(dt), sizes, O)
             if o.y is not None or o.dz is not None:
                 put_y(output(h, x, u, tile, t, sizes, O, PART.FIRST), o, tile, t, PART)
 
 
 @triton.jit
 def steps_again(h, A, x, first, tile, sizes, O, PART):
-    """The steps from one checkpoint to the next: u, delta before and after softplus, the states before each step and
-    after the last. Steps beyond the end of the sequence leave the states as they are."""
+    """The steps from one checkpoint to the next: the states before each step and after the last, and Inputs. Steps
+    beyond the end of the sequence leave the states as they are."""
     before, inputs = (), ()
     for k in tl.static_range(O.STEPS):
         i = tl.minimum(first + k, sizes.length - 1)
         t = sizes.length - 1 - i if PART.REVERSE else i
         u, raw = load_row(x.u, tile, t), load_delta(x, tile, t)
         dt = softplus(raw) if O.SOFTPLUS else raw
-        before, inputs = before + (h,), inputs + ((u, raw, dt),)
+        step = Inputs(u, raw, dt, beside_states(u), beside_states(dt), load_modulation(x.B, tile, t, sizes, O))
+        before, inputs = before + (h,), inputs + (step,)
         if O.RAGGED:
             if first + k < sizes.length:
-                h = advance(h, A, x, u, dt, tile, t, sizes, O)
+                h = advance(h, A, step.B, step.u_beside, step.dt_beside, sizes, O)
         else:
-            h = advance(h, A, x, u, dt, tile, t, sizes, O)
+            h = advance(h, A, step.B, step.u_beside, step.dt_beside, sizes, O)
     return before + (h,), inputs
+
+
+@triton.jit
+def sums_at(sums, slice, tile, t, sizes, O):
+    """Pointers to the sums of the first kind at time t, (STATES, 1, BLOCK_S)."""
+    base = slice * number(sums.slice) + tile.b * number(sums.batch) + tile.g * number(sums.group)
+    base = sums.memory + (base + sizes.first_state // 4) * 4
+    four = offset(tile.s, sums.lane, sums.FAR) + offset(t, sums.time, sums.FAR)
+    return base + (four * 4 + tl.arange(0, O.STATES)[:, None, None])
 
 
 @triton.jit
 def put_over_channels(inflow, dh, g, h, to, slice, tile, t, add, sizes, O):
     """Sum dB = inflow dh and dC = g h, as far as they are wanted, over the channels of the tile."""
-    sums = to.over_channels
-    KINDS: tl.constexpr = 2 if to.DB and to.DC else 1
-    if tile.mask.shape[1] >= KINDS * O.STATES:
-        if KINDS == 2:  # the first round sends one kind to the even channels, the other to the odd ones
-            total = sum_over_channels(one_of_products(inflow, dh, g, h), 1, to.ROUNDS)
-        else:
-            total = sum_over_channels(inflow * dh if to.DB else g * h, 0, to.ROUNDS)
-        ROWS: tl.constexpr = KINDS * O.STATES
-        total = tl.reshape(total, (tile.mask.shape[1] // ROWS, ROWS, tile.mask.shape[2]))
-        total = tl.sum(total, 0, keep_dims=True)
-        row = tl.arange(0, ROWS)[None, :, None]
-        place = fours_at(sums.first, row // KINDS, tile, t, sizes)
-        place = place + (slice * number(sums.slice) + row % KINDS * number(sums.kind)) * 4
-        put_sum(place, total, tile.mask_s, add)
-    else:
-        place = fours_at(sums.first, tl.arange(0, O.STATES)[:, None, None], tile, t, sizes)
-        place = place + slice * number(sums.slice) * 4
-        if to.DB:
-            put_sum(place, tl.sum(inflow * dh, 1, keep_dims=True), tile.mask_s, add)
-        if to.DC:
-            kind = 1 if to.DB else 0
-            put_sum(place + kind * number(sums.kind) * 4, tl.sum(g * h, 1, keep_dims=True), tile.mask_s, add)
+    place = sums_at(to.over_channels, slice, tile, t, sizes, O)
+    if to.DB:
+        put_sum(place, tl.sum(inflow * dh, 1, keep_dims=True), tile.mask_s, add)
+    if to.DC:
+        place_C = place + number(to.over_channels.kind) * 4 if to.DB else place
+        put_sum(place_C, tl.sum(g * h, 1, keep_dims=True), tile.mask_s, add)
 
 
 class Carried(NamedTuple):
@@ -144,33 +156,34 @@ class Carried(NamedTuple):
 
 
 @triton.jit
-def adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART):
+def adjoint_step(c, A, before, after, step, x, o, to, slice, t, tile, add, sizes, O, PART):
     """One step against time."""
     g = gradient_of_sum(o, tile, t)
-    dh = g * load_modulation(x.C, tile, t, sizes, O) + c.q
+    g_beside, inflow = beside_states(g), step.dt_beside * step.u_beside
+    dh = g_beside * load_modulation(x.C, tile, t, sizes, O) + c.q
     if O.UNEVEN:
         dh = tl.where(states_of(sizes, O) < sizes.states, dh, 0.0)
-    q = tl.exp2(dt * A) * dh
+    q = tl.exp2(step.dt_beside * A) * dh
     along_decay = q * before
-    along_B = tl.sum(dh * load_modulation(x.B, tile, t, sizes, O), 0, keep_dims=True)
-    ddelta = tl.sum(along_decay * A, 0, keep_dims=True) * LN_2 + along_B * u
+    along_B = tl.sum(dh * step.B, 0, keep_dims=True)
+    ddelta = tl.sum(along_decay * A, 0, keep_dims=True) * LN_2 + along_B * step.u
     if O.SOFTPLUS:
-        ddelta *= sigmoid(raw)
-    du, dD = along_B * dt, c.dD
+        ddelta *= sigmoid(step.raw)
+    du, dD = along_B * step.dt, c.dD
     if PART.FIRST and x.D is not None:
         du += tl.load(x.D + tile.d, mask=tile.mask_d, other=0.0) * g
-        dD += g * u
+        dD += g * step.u
     if to.du is not None:
         add_part(to.du, to.du_sum, du, tile, t, to.DU_ADD, to.DU_FINAL)
     if to.ddelta is not None:
         add_part(to.ddelta, to.ddelta_sum, ddelta, tile, t, to.DDELTA_ADD, to.DDELTA_FINAL)
     if to.DB or to.DC:
-        put_over_channels(dt * u, dh, g, after, to, slice, tile, t, add, sizes, O)
+        put_over_channels(inflow, dh, g_beside, after, to, slice, tile, t, add, sizes, O)
     return Carried(
         q,
-        c.dA + along_decay * dt,
-        c.dB + dh * (dt * u) if x.B.CONSTANT else c.dB,
-        c.dC + g * after if x.C.CONSTANT else c.dC,
+        c.dA + along_decay * step.dt_beside,
+        c.dB + dh * inflow if x.B.CONSTANT else c.dB,
+        c.dC + g_beside * after if x.C.CONSTANT else c.dC,
         dD,
         c.dbias + ddelta,
     )
@@ -191,13 +204,12 @@ def walk_back(q, x, o, to, kept, slice, tile, add, sizes, O, PART):
         for k in tl.static_range(O.STEPS - 1, -1, -1):
             i = j * O.STEPS + k
             t = sizes.length - 1 - i if PART.REVERSE else i
-            u, raw, dt = inputs[k]
             before, after = states[k], states[k + 1]
             if O.RAGGED:
                 if i < sizes.length:
-                    c = adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART)
+                    c = adjoint_step(c, A, before, after, inputs[k], x, o, to, slice, t, tile, add, sizes, O, PART)
             else:
-                c = adjoint_step(c, A, before, after, u, raw, dt, x, o, to, slice, t, tile, add, sizes, O, PART)
+                c = adjoint_step(c, A, before, after, inputs[k], x, o, to, slice, t, tile, add, sizes, O, PART)
     return c
 
 

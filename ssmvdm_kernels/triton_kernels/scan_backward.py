@@ -3,8 +3,7 @@
 For each tile the states are computed again and kept every few steps; then the adjoint walks back over them
 (scan_adjoint.py). Sums over the channels of a tile go through registers, from tile to tile through memory that belongs
 to one program; what several programs have summed up is added in a fixed order at the end. Each direction is a launch:
-with both in one kernel, the addresses of the one would take the registers of the other. B and C are copied before: in
-float32, as every step reads them three times, and four states side by side, which a thread loads at once.
+with both in one kernel, the addresses of the one would take the registers of the other.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ..ops import BOTH, NEEDS_Y, SCAN, ScanTensors, output_shape
 from .arithmetic import decoded
 from .call import Results
 from .launch import Tiling, Tilings, run
-from .layout import check, encoded, fours, fours_view, state_view
+from .layout import check, encoded, is_far, state_view
 from .scan_adjoint import Gradients, Sums, put_over_sequences, walk_again, walk_back
 from .scan_call import ScanCall
 from .scan_walk import load_states, store_states
@@ -35,7 +34,7 @@ def backward_kernel(
     g, d_slice = rest % sizes.groups, rest // sizes.groups
     chunks = (sizes.length + O.STEPS - 1) // O.STEPS
     element = tl.arange(0, BLOCK_D)[None, :, None] * BLOCK_S + tl.arange(0, BLOCK_S)[None, None, :]
-    element += tl.arange(0, O.STATES)[:, None, None] * (BLOCK_D * BLOCK_S)
+    element = element * O.STATES + tl.arange(0, O.STATES)[:, None, None]  # a thread moves four states at once
     kept = kept + (program * chunks * (O.STATES * BLOCK_D * BLOCK_S) + element)
     first_block = d_slice * sizes.channel_blocks // sizes.channel_slices
     first_sequences = s_slice * sizes.sequence_blocks // sizes.sequence_slices
@@ -61,7 +60,7 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
     dy, dlast, *given, direction, merge, delta_softplus, needs = arguments
     gradients = SCAN.backward_shapes(*arguments)
     tensors = ScanTensors(*given)
-    call = ScanCall("scan_backward", tensors, direction, merge, delta_softplus, TILINGS, STEPS, fours=True)
+    call = ScanCall("scan_backward", tensors, direction, merge, delta_softplus, TILINGS, STEPS)
     u = tensors.u
     check(call.op, "dy", dy, output_shape(u, direction, merge), u.dtype, u.device)
     if dlast is not None:
@@ -101,16 +100,16 @@ def gradients_of(call: ScanCall, results: Results, d: int) -> Gradients:
     ddelta, ddelta_sum = results.views(call.name_of("delta", d), d)
     over_channels = sums_over_channels(call, sum(has)) if any(has) else None
     over_sequences = results.scratch(size.sequence_slices, size.groups * size.channels, columns)
-    flags = [tl.constexpr(value) for value in (*has, call.states_at_once.bit_length() - 1, False, True, False, True)]
+    flags = [tl.constexpr(value) for value in (*has, False, True, False, True)]
     return Gradients(du, du_sum, ddelta, ddelta_sum, over_channels, over_sequences, encoded(columns), *flags)
 
 
 def sums_over_channels(call: ScanCall, kinds: int) -> Sums:
     size, u = call.sizes, call.tensors.u
-    shape = (size.channel_slices, kinds, u.shape[0], size.groups, size.length)
-    memory = fours(shape, call.states_in_fours, size.lanes, call.tiling.block_s > 1, u.device)
-    strides = (encoded(stride // 4) for stride in memory.stride()[:2])
-    return Sums(memory, fours_view(memory[0, 0]), *strides)
+    states = max(4, call.states_at_once * call.launches)
+    shape = (size.channel_slices, kinds, u.shape[0], size.groups, size.length, size.lanes, states)
+    memory = torch.empty(shape, device=u.device)
+    return Sums(memory, *(encoded(stride // 4) for stride in memory.stride()[:-1]), FAR=is_far(memory, 4))
 
 
 def add_up(call: ScanCall, results: Results, d: int, to: Gradients) -> None:
@@ -124,7 +123,7 @@ def add_up(call: ScanCall, results: Results, d: int, to: Gradients) -> None:
     results.add("delta_bias", d, columns[:, -1])
     if to.over_channels is None:
         return
-    total = to.over_channels.memory.sum(0).flatten(3, 4)  # (kinds, batch, groups, states, length, lanes)
+    total = to.over_channels.memory.sum(0).movedim(-1, 3)  # (kinds, batch, groups, states, length, lanes)
     names = [name for name, has in (("B", to.DB), ("C", to.DC)) if has.value]
     for index, name in enumerate(names):
         like = call.of(name, d)

@@ -6,12 +6,11 @@ import math
 
 import torch
 import triton.language as tl
-from torch import Tensor
 
 from ..ops import BOTH, ScanTensors
 from .call import Call
 from .launch import Tilings
-from .layout import Fours, Modulation, check, modulation_in_fours, modulation_view, sequence_view
+from .layout import check, modulation_view, sequence_view
 from .scan_walk import Direction, Options
 
 STATES_AT_ONCE = 16
@@ -29,9 +28,8 @@ class ScanCall(Call):
         softplus: bool,
         tilings: Tilings,
         steps: int = 1,
-        fours: bool = False,  # B and C that vary in time as Fours
     ):
-        self.op, self._fours = op, fours
+        self.op = op
         check_scan(op, tensors, direction)
         self.groups = groups_of(op, tensors)
         states = tensors.A.shape[1]
@@ -43,24 +41,12 @@ class ScanCall(Call):
             SOFTPLUS=tl.constexpr(softplus),
             STEPS=tl.constexpr(steps),
             RAGGED=tl.constexpr(tensors.u.shape[2] % steps != 0),
-            FOURS=tl.constexpr(fours),
         )
-
-    @property
-    def states_in_fours(self) -> int:
-        """So many does a tensor in fours have."""
-        return max(4, self.states_at_once * self.launches)
 
     def _direction(self, d: int) -> Direction:
         A, D, bias = (None if t is None else t.contiguous() for t in (self.of(n, d) for n in ("A", "D", "delta_bias")))
-        B, C = (self._modulation(self.of(name, d)) for name in "BC")
+        B, C = (modulation_view(self.of(name, d), self.tensors.u.dim(), self.groups) for name in "BC")
         return Direction(sequence_view(self.of("u", d)), sequence_view(self.of("delta", d)), A, B, C, D, bias)
-
-    def _modulation(self, tensor: Tensor) -> Modulation | Fours:
-        dims = self.tensors.u.dim()
-        if self._fours and tensor.dim() > 2:
-            return modulation_in_fours(tensor, dims, self.groups, self.states_in_fours, self.tiling.block_s > 1)
-        return modulation_view(tensor, dims, self.groups)
 
 
 def groups_of(op: str, t: ScanTensors) -> int:

@@ -11,7 +11,7 @@ from .arithmetic import decoded, softplus
 from .launch import Tiling, Tilings, run
 from .layout import Sequence, state_view
 from .scan_call import ScanCall
-from .scan_walk import advance, load_delta, load_states, output, scaled_A, store_states
+from .scan_walk import advance, load_delta, load_modulation, load_states, output, scaled_A, store_states
 from .tiles import load_row, put_y, tile_at
 
 
@@ -24,7 +24,7 @@ def walk(h, x, o, tile, sizes, O, PART):
         u, dt = load_row(x.u, tile, t), load_delta(x, tile, t)
         if O.SOFTPLUS:
             dt = softplus(dt)
-        h = advance(h, A, x, u, dt, tile, t, sizes, O)
+        h = advance(h, A, load_modulation(x.B, tile, t, sizes, O), u, dt, sizes, O)
         put_y(output(h, x, u, tile, t, sizes, O, PART.FIRST), o, tile, t, PART)
     return h
 

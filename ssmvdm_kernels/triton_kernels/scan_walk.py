@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import LOG2_E, number
-from .layout import Fours, Modulation, View
-from .tiles import at, load_row
+from .arithmetic import LOG2_E, number, offset
+from .layout import Modulation, View
+from .tiles import load_row, places
 
 
 class Direction(NamedTuple):
@@ -24,8 +24,8 @@ class Direction(NamedTuple):
     u: View
     delta: View
     A: Tensor  # (channels, states)
-    B: Modulation | Fours
-    C: Modulation | Fours
+    B: Modulation
+    C: Modulation
     D: Tensor | None  # (channels,)
     bias: Tensor | None  # (channels,)
 
@@ -38,7 +38,6 @@ class Options(NamedTuple):
     SOFTPLUS: tl.constexpr
     STEPS: tl.constexpr  # between checkpoints
     RAGGED: tl.constexpr  # the length is not a multiple of that
-    FOURS: tl.constexpr  # B and C that vary in time come as Fours
 
 
 @triton.jit
@@ -61,33 +60,33 @@ def scaled_A(x, tile, sizes, O):
 
 
 @triton.jit
-def fours_at(x, n, tile, t, sizes):
-    """Pointers to states, counted from the first of this launch, at time t."""
-    first = tile.b * number(x.batch) + tile.g * number(x.group) + t * number(x.time) + tile.s * number(x.lane)
-    if x.UNIT:
-        place = (first + sizes.first_state // 4) * 4 + n
+def load_modulation(x, tile, t, sizes, O):
+    """B or C at time t: (STATES, BLOCK_D, 1) if it is constant, else (STATES, 1, BLOCK_S)."""
+    if x.CONSTANT:
+        place = x.data + (tile.d * number(x.channel) + states_of(sizes, O))
+        value = tl.load(place, mask=with_states(tile.mask_d, sizes, O), other=0.0)
     else:
-        place = (first + (sizes.first_state // 4 + n // 4) * number(x.four)) * 4 + n % 4
-    return x.data + place
+        value = load_varying(x, tile, t, sizes, O)
+    return value.to(tl.float32)
 
 
 @triton.jit
-def load_modulation(x, tile, t, sizes, O):
-    """B or C at time t: (STATES, BLOCK_D, 1) if it is constant, else (STATES, 1, BLOCK_S)."""
-    n = states_of(sizes, O)
-    if x.CONSTANT:
-        place, mask = x.data + (tile.d * number(x.channel) + n), with_states(tile.mask_d, sizes, O)
-    elif O.FOURS:
-        place, mask = fours_at(x, tl.arange(0, O.STATES)[:, None, None], tile, t, sizes), tile.mask_s
-    else:
-        place = x.data + (tile.b * number(x.batch) + tile.g * number(x.group) + t * number(x.time))
-        place = place + (tile.s * number(x.lane) + (n if x.UNIT else n * number(x.state)))
-        mask = with_states(tile.mask_s, sizes, O)
-    if x.CONSTANT or (O.UNEVEN and not O.FOURS) or tile.mask.shape[2] > 1:
+def load_varying(x, tile, t, sizes, O):
+    """B or C that vary in time. They are loaded as (4, BLOCK_S, STATES / 4): from an order of axes in memory that it
+    does not know, Triton spreads the last ones over threads and leaves the first one, four states, to each of them."""
+    IN_THREAD: tl.constexpr = min(4, O.STATES)
+    n = tl.arange(0, IN_THREAD)[:, None, None] + tl.arange(0, O.STATES // IN_THREAD)[None, None, :] * IN_THREAD
+    n += sizes.first_state  # in 64 bits, so that constants in it become part of instructions that load
+    s, mask = tl.permute(tile.s, (0, 2, 1)), tl.permute(tile.mask_s, (0, 2, 1))
+    place = offset(s, x.lane, x.FAR) + (n if x.UNIT else offset(n, x.state, x.FAR)) + offset(t, x.time, x.FAR)
+    place = x.data + (tile.b * number(x.batch) + tile.g * number(x.group)) + place
+    if O.UNEVEN:
+        value = tl.load(place, mask=mask & (n < sizes.states), other=0.0)
+    elif tile.mask.shape[2] > 1:
         value = tl.load(place, mask=mask, other=0.0)
     else:
         value = tl.load(place)  # a program has at least one lane
-    return value.to(tl.float32)
+    return tl.reshape(tl.permute(value, (2, 0, 1)), (O.STATES, 1, tile.mask.shape[2]))
 
 
 @triton.jit
@@ -98,9 +97,9 @@ def load_delta(x, tile, t):
 
 
 @triton.jit
-def advance(h, A, x, u, dt, tile, t, sizes, O):
-    """The states after time t."""
-    inflow = (dt * u) * load_modulation(x.B, tile, t, sizes, O)
+def advance(h, A, B, u, dt, sizes, O):
+    """The states after a step."""
+    inflow = (dt * u) * B
     if O.UNEVEN:  # states that are not there stay 0 even where the inflow is infinite
         inflow = tl.where(states_of(sizes, O) < sizes.states, inflow, 0.0)
     return tl.exp2(dt * A) * h + inflow
@@ -117,7 +116,7 @@ def output(h, x, u, tile, t, sizes, O, WITH_SKIP: tl.constexpr):
 
 @triton.jit
 def state_places(view, tile, sizes, O):
-    return at(view, tile, 0) + states_of(sizes, O) * number(view.state)
+    return places(view, tile, offset(states_of(sizes, O), view.state, view.FAR))
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import number, sigmoid
+from .arithmetic import number, offset, sigmoid
 from .layout import View
 
 
@@ -34,10 +34,16 @@ def tile_at(sequences, g, block, sizes, BLOCK_D: tl.constexpr, BLOCK_S: tl.const
 
 
 @triton.jit
+def places(view, tile, further):
+    """Pointers to the elements of the tile, so much further along other axes."""
+    row = offset(tile.d, view.channel, view.FAR) + offset(tile.s, view.lane, view.FAR)
+    return view.data + tile.b * number(view.batch) + (row + further)
+
+
+@triton.jit
 def at(view, tile, t):
     """Pointers to the elements of the tile at time t."""
-    row = tile.b * number(view.batch) + tile.d * number(view.channel) + tile.s * number(view.lane)
-    return view.data + row + t * number(view.time)
+    return places(view, tile, offset(t, view.time, view.FAR))
 
 
 @triton.jit

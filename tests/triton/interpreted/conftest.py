@@ -37,7 +37,7 @@ def _poisoned_memory():
 
 @pytest.fixture(params=["channels", "lanes"])
 def gpu_tiles(request, monkeypatch):
-    """The tiles of GPUs, narrower: one lane with sums over channels by exchange, or several with one channel or two."""
+    """The tiles of GPUs, narrower: one lane, or several with one channel or two."""
     from ssmvdm_kernels.triton_kernels import launch
 
     tiling = {"channels": launch.Tiling(32, 1, programs=3), "lanes": launch.Tiling(2, 4, programs=3)}[request.param]

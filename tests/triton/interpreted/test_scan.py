@@ -6,8 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+import triton.language as tl
 
 from ssmvdm_kernels import ops
+from ssmvdm_kernels.triton_kernels import layout as kernel_layout
+from ssmvdm_kernels.triton_kernels import scan_backward, scan_forward
 from tests.kernels import cases
 from tests.kernels.cases import Case
 from tests.kernels.checks import assert_same_bits, check_case, operators_of, run, run_case
@@ -123,10 +126,46 @@ def test_size_zero(what, direction):
             assert_same_bits(found[name], wanted, name)
 
 
-@pytest.mark.parametrize("name", ["u", "B", "dy"])
-def test_offsets_beyond_32_bits(name):
-    """One tensor whose last time step lies beyond 2^31 elements: the system gives memory only to pages in use."""
-    case = Case(dtype=torch.float16, batch=1, channels=2, length=2, lanes=(2,), states=2, separate="shared")
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("form", ["shared", "groups"])
+def test_tensors_are_read_where_they_lie(form, layout, monkeypatch):
+    """Kernels get the caller's own memory in the three layouts of real tensors. Parameters may be copied."""
+    case = Case(B_form=form, C_form=form, channels=4, length=3, batch=1, lanes=(2, 3), states=3, layout=layout)
+    operators, arguments = operators_of("triton"), operator_arguments(case, "cpu", False)
+    dy, read = case.output_gradients()[0], set()
+    for module in (scan_forward, scan_backward):
+        monkeypatch.setattr(module, "run", lambda *launch, **options: read.update(tensors_in(launch)))
+    operators.scan_forward(*arguments, False)
+    sequences = {x.data_ptr() for x in arguments if isinstance(x, torch.Tensor) and x.dim() > 2}
+    assert sequences <= read
+    read.clear()
+    operators.scan_backward(dy, None, *arguments, 0b11)
+    assert sequences | {dy.data_ptr()} <= read
+
+
+def tensors_in(arguments) -> set[int]:
+    """Where the tensors of a launch begin."""
+    if isinstance(arguments, torch.Tensor):
+        return {arguments.data_ptr()}
+    return set().union(*map(tensors_in, arguments)) if isinstance(arguments, tuple) else set()
+
+
+@pytest.mark.parametrize("direction", ["reverse", "both"])
+def test_64_bits_for_every_offset(direction, monkeypatch):
+    """They change nothing where 32 are enough."""
+    case = Case(direction=direction, channels=3, length=3, batch=2, states=3, initial=True, last=True)
+    wanted = run_case(case, "triton")
+    for module in (kernel_layout, scan_backward):
+        monkeypatch.setattr(module, "is_far", lambda *tensor: tl.constexpr(True))
+    assert_same_bits(run_case(case, "triton"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"), [*(("u", axis) for axis in range(4)), *(("B", axis) for axis in range(4)), ("dy", 2)]
+)
+def test_offsets_beyond_32_bits(name, axis):
+    """One tensor whose end along one axis lies beyond 2^31 elements: the system gives memory only to pages in use."""
+    case = Case(dtype=torch.float16, batch=2, channels=2, length=2, lanes=(2,), states=2, separate="shared")
     inputs, (dy, _) = case.inputs(), case.output_gradients()
     wanted = run(inputs, case, "triton", dy)
     inputs["dy"] = dy
@@ -135,7 +174,8 @@ def test_offsets_beyond_32_bits(name):
     torch.use_deterministic_algorithms(False)  # which would write to all of it
     far = torch.empty(stride + 64, dtype=torch.float16)
     torch.use_deterministic_algorithms(True)
-    inputs[name] = far.as_strided(dense.shape, (*dense.stride()[:2], stride, dense.stride(3)))
+    strides = [stride if dim == axis else step for dim, step in enumerate(dense.stride())]
+    inputs[name] = far.as_strided(dense.shape, strides)
     inputs[name].copy_(dense)
     dy = inputs.pop("dy")
     found = run(inputs, case, "triton", dy)
