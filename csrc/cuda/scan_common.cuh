@@ -55,8 +55,8 @@ struct ChannelThreads {
   static constexpr int kThreads = kBackward ? 256 : 384;  // of a block, at most
   // The thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums over
   // channels need no selections; the forward scan too, so that both sum y in one order. A tile has every four states in
-  // all orders in which threads want them. With kOrders = 1, for any number of states, all threads have one order: which
-  // states there are is then the same for a warp, and no thread has addresses of its own for each.
+  // all orders in which threads want them. With kOrders = 1, for any number of states, all threads have one order:
+  // which states there are is then the same for a warp, and no thread has addresses of its own for each.
   static constexpr bool kOwnOrder = kOrders > 1;
   static constexpr int kTileSteps = 16;                      // of B and C in shared memory
   static constexpr int kFours = kOwnOrder ? 4 : 1;           // orders of four states
