@@ -8,12 +8,14 @@ namespace ssmvdm::cuda {
 // Where delta, its slope and u lie in the column of a chunk, behind the states.
 constexpr int kDeltas = kStates / 4 * 32, kSlopes = kDeltas + 32, kInputs = kSlopes + 32;
 
-// The tensors of which a thread reads or writes one row; where these begin lies in shared memory, out of the way.
+// The tensors of which a thread reads or writes one row.
 enum Row { kU, kDelta, kZ, kDy, kDu, kDdelta, kDz, kY, kRows };
 
 template <class T, class Map, bool kPlain, bool kAlongTime>
 struct BackwardThread {
   static_assert(Map::kChannels == 1);
+  // Steps of the adjoint with a and h in registers; where there are sums of dB and dC for each state too, fewer.
+  static constexpr int kTogether = kPlain ? kChunk : 2;
   using Sums = decltype(sums_for(Map{}));
   using Meeting = Exchange<Map, kPlain>;
   const BackwardParams& p;
@@ -21,7 +23,7 @@ struct BackwardThread {
   const DirectionParams& x;
   const GradDirectionParams& grad;
   const float* tile;
-  T** rows;  // [kRows][threads], this thread's column
+  Rows<T, kRows> rows;
   // What is kept of chunks and of segments lies in columns: [..][warp][float4][lane], this thread's.
   float4 *chunks, *segments;
   float* exchange;  // this thread's column, at the first step of its own
@@ -36,10 +38,9 @@ struct BackwardThread {
         at(p_),
         x(p_.dir[at.direction]),
         grad(p_.grad[at.direction]),
-        tile(shared + at.direction * kTileFloats<Map>) {
-    shared += p.directions * kTileFloats<Map>;
-    rows = reinterpret_cast<T**>(shared) + threadIdx.x;
-    shared += kRows * 2 * Map::kThreads;
+        tile(shared + at.direction * kTileFloats<Map>),
+        rows(shared + p_.directions * kTileFloats<Map>) {
+    shared += p.directions * kTileFloats<Map> + decltype(rows)::kFloats * int(blockDim.x);
     sums.place(shared, at);
     if (p.wants_states) shared += Sums::kFloats;
     const auto column = [&](float* memory, int64_t floats, int each) {
@@ -60,33 +61,27 @@ struct BackwardThread {
     const Strided* const tensors[kRows] = {&x.u,       &x.delta,      &x.z,     &x.y,
                                            &grad.du, &grad.ddelta, &grad.dz, &grad.forward_y};
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
-      rows[i * Map::kThreads] = element<T>(*tensors[i], at.row_offset(*tensors[i], 0));
+    for (int i = 0; i < kRows; ++i) rows[i] = element<T>(*tensors[i], at.row_offset(*tensors[i], 0));
   }
   __device__ void begin_states(int first, int turn_) {
     first_state = first, turn = turn_, owns = at.owns(0);
-    load_decay(p, at, x.A, first, decay);
+    load_decay<kPlain>(p, at, x.A, first, decay);
+    load_states<kPlain>(h, p.initial_state, p, at, 0, first);
+    load_states<kPlain>(q, p.dlast_state, p, at, 0, first);
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) {
-      const int state = first + at.state(n);
-      const bool is_given = owns && state < p.states;
-      decay[0][n] = own(decay[0][n]);
-      h[n] = p.initial_state && is_given ? p.initial_state[at.state_index(p, 0, state)] : 0.f;
-      q[n] = p.dlast_state && is_given ? p.dlast_state[at.state_index(p, 0, state)] : 0.f;
-      dA[n] = dB_const[n] = dC_const[n] = 0.f;
-    }
+    for (int n = 0; n < kStates; ++n) decay[0][n] = own(decay[0][n]), dA[n] = dB_const[n] = dC_const[n] = 0.f;
   }
 
   // Where time is contiguous all tensors share one step, and so all their rows one offset.
   __device__ int step_of(const Strided& tensor) const { return kAlongTime ? (x.reverse ? -1 : 1) : int(tensor.time); }
   template <int kCount>
   __device__ void load(float (&values)[kCount], Row row, const Strided& tensor, int s) const {
-    load_steps<T, kCount, kAlongTime>(values, rows[row * Map::kThreads], s, step_of(tensor));
+    load_steps<T, kCount, kAlongTime>(values, rows[row], s, step_of(tensor));
   }
   template <int kCount>
   __device__ void store(const float (&values)[kCount], Row row, const Strided& tensor, int s) const {
     if (tensor && at.owns(0))
-      store_steps<T, kCount, kAlongTime>(values, rows[row * Map::kThreads], s, step_of(tensor));
+      store_steps<T, kCount, kAlongTime>(values, rows[row], s, step_of(tensor));
   }
   // What a thread without a row of its own has read must not reach sums over threads.
   __device__ float own(float value) const { return owns ? value : 0.f; }
@@ -161,25 +156,27 @@ struct BackwardThread {
       const float4 v = kept[offset];
       x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
     } else {
-      x[0] = reinterpret_cast<const float*>(kept + offset)[s % kChunk];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] = reinterpret_cast<const float*>(kept + offset)[s % kChunk + i];
     }
   }
 
   // -- B: the adjoint -------------------------------------------------------------------------------------------------
 
-  // The steps [from, to) of the tile that begins with `begin`, the last one first. Chunks that are not whole, where the
-  // sequence ends or the directions meet, go step by step.
+  // The steps [from, to) of the tile that begins with `begin`, the last one first, kTogether at a time. Where these are
+  // not whole, as the sequence ends or the directions meet, they go step by step.
   template <bool kHasMet>
   __device__ void walk_adjoint(int begin, int from, int to, int origin, int64_t unit) {
 #pragma unroll 1
     for (int s = to; s > from;) {
-      const int chunk = (s - 1) & -kChunk;
-      const bool is_whole = s == chunk + kChunk && chunk >= from;
-      s = is_whole ? chunk : s - 1;
+      const int first = (s - 1) & -kTogether;
+      const bool is_whole = s == first + kTogether && first >= from;
+      s = is_whole ? first : s - 1;
+      const int chunk = s & -kChunk;
       const float4* kept = chunk_of(chunk - origin);
       const float* bc = tile + (s - begin) * Map::kStepFloats;
       if (is_whole) {
-        adjoint_of_steps<kChunk>(bc, kept, chunk, s, s - begin, unit, kHasMet);
+        adjoint_of_steps<kTogether>(bc, kept, chunk, s, s - begin, unit, kHasMet);
       } else {
         adjoint_of_steps<1>(bc, kept, chunk, s, s - begin, unit, kHasMet);
       }
@@ -194,7 +191,7 @@ struct BackwardThread {
     const ConstantStates<Map> constant(p, x, at, first_state);
     load(g, kDy, x.y, s);
     restore(kept, h[0]);
-    if (kCount == 1)
+    if (kCount < kChunk)
       for (int skipped = chunk; skipped < s; ++skipped)
         advance(h[0], bc + (skipped - s) * Map::kStepFloats, kept, skipped);
     restore_steps(us, kept, kInputs, s);
@@ -213,7 +210,7 @@ struct BackwardThread {
     restore_steps(dt, kept, kDeltas, s);
 #pragma unroll
     for (int i = kCount - 1; i >= 0; --i) {
-      if (kCount > 1 && i == 0) restore(kept, h[0]);  // once more: meanwhile its registers have other uses
+      if (kCount == kChunk && i == 0) restore(kept, h[0]);  // its registers had other uses meanwhile
       const float delta_u = dt[i] * us[i];
       float y = kPlain || turn & 1 ? D * us[i] : 0.f;  // as the forward scan sums it, bit for bit
       float along_A = 0.f, along_B = 0.f, dh[kStates];
@@ -330,12 +327,7 @@ struct BackwardThread {
 
   // Adds the thread's sums of this unit to those of the block, one row of channels for each.
   __device__ void end_states(bool is_first_unit) {
-    if (p.dinitial_state && at.owns(0)) {
-#pragma unroll
-      for (int n = 0; n < kStates; ++n)
-        if (first_state + at.state(n) < p.states)
-          p.dinitial_state[at.state_index(p, 0, first_state + at.state(n))] = q[n];
-    }
+    store_states<kPlain>(q, p.dinitial_state, p, at, 0, first_state);
     const int64_t part = int64_t(blockIdx.x / unsigned(p.slices)) * p.directions + at.direction;
     float* const sum = p.parameter_sums + part * p.rows * p.channels + at.channel(0);
     const int64_t channels = p.channels, constants = p.states + 2;

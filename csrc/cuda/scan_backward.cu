@@ -132,7 +132,8 @@ struct Division {
     const int32_t rows = has_turns && p.directions == 2 && !all_meet ? 2 : 1;
     p.exchange_row = is_plain(args) ? Exchange<Map, true>::kRow : Exchange<Map, false>::kRow * rows;
     p.exchange_floats = any_meets || has_turns ? int64_t(p.length) * p.exchange_row : 0;
-    int64_t shared = p.directions * kTileFloats<Map> + kRows * 2 * Map::kThreads + (p.wants_states ? Sums::kFloats : 0);
+    int64_t shared = p.directions * kTileFloats<Map> + Rows<float, kRows>::kFloats * threads +
+                     (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;
     const auto take = [&](int64_t floats) {
@@ -210,17 +211,22 @@ cudaError_t finish_parameters(const ScanBackwardArgs& args, const BackwardParams
 // Calls f with the division for the layout of u and the kernel that walks it.
 template <class T, class F>
 auto with_kernel(const ScanBackwardArgs& args, const Device& device, void* workspace, const F& f) {
-  using Channels = ChannelThreads<true>;
-  using Lanes = LaneThreads<1>;
   const Layout layout = layout_of(args);
-  const bool plain = is_plain(args);
-  if (layout == Layout::kLanes)
-    return f(Division<Lanes>(args, device, static_cast<char*>(workspace)), Lanes{},
-             plain ? scan_backward_kernel<T, Lanes, true, false> : scan_backward_kernel<T, Lanes, false, false>);
-  return f(Division<Channels>(args, device, static_cast<char*>(workspace)), Channels{},
-           !plain                    ? scan_backward_kernel<T, Channels, false, false>
-           : layout == Layout::kTime ? scan_backward_kernel<T, Channels, true, true>
-                                     : scan_backward_kernel<T, Channels, true, false>);
+  const auto with = [&](auto map, auto kernel) {
+    return f(Division<decltype(map)>(args, device, static_cast<char*>(workspace)), map, kernel);
+  };
+  if (layout == Layout::kLanes) {
+    using Map = LaneThreads<1>;
+    return with(Map{}, is_plain(args) ? scan_backward_kernel<T, Map, true, false>
+                                      : scan_backward_kernel<T, Map, false, false>);
+  }
+  if (!is_plain(args)) {
+    using Map = ChannelThreads<true, 1>;
+    return with(Map{}, scan_backward_kernel<T, Map, false, false>);
+  }
+  using Map = ChannelThreads<true>;
+  return with(Map{}, layout == Layout::kTime ? scan_backward_kernel<T, Map, true, true>
+                                             : scan_backward_kernel<T, Map, true, false>);
 }
 
 }  // namespace

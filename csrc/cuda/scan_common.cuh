@@ -48,22 +48,25 @@ struct ScanParams {
   __host__ __device__ bool meets() const { return directions == 2 && !concatenate; }
 };
 
-template <bool kBackward = false>
+template <bool kBackward = false, int kOrders = kStates>
 struct ChannelThreads {
   static constexpr int kChannels = 1, kUnit = 1;
   static constexpr int kSteps = kChunk;                 // loaded together
   static constexpr int kThreads = kBackward ? 256 : 384;  // of a block, at most
-  // The thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums over channels
-  // need no selections; the forward scan too, so that both sum y in one order. A tile has every four states in all
-  // orders in which threads want them.
+  // The thread keeps its states in an order of its own, state n ^ order() in the place of n, by which sums over
+  // channels need no selections; the forward scan too, so that both sum y in one order. A tile has every four states in
+  // all orders in which threads want them. With kOrders = 1, for any number of states, all threads have one order:
+  // which states there are is then the same for a warp, and no thread has addresses of its own for each.
+  static constexpr bool kOwnOrder = kOrders > 1;
   static constexpr int kTileSteps = 16;                      // of B and C in shared memory
-  static constexpr int kFours = 4;                           // orders of four states
+  static constexpr int kFours = kOwnOrder ? 4 : 1;           // orders of four states
   static constexpr int kStepFloats = 2 * kFours * kStates;  // B and C of one step
-  __device__ static int order() { return int(threadIdx.x) / 2 % kStates; }
+  __device__ static int order() { return int(threadIdx.x) / 2 % kOrders; }
 };
 template <int K>
 struct LaneThreads {
   static constexpr int kChannels = K, kUnit = 32;
+  static constexpr bool kOwnOrder = false;
   static constexpr int kSteps = K > 1 ? kChunk / K : kChunk;
   static constexpr int kThreads = 256;
   static constexpr int kTileSteps = K > 1 ? 8 : 4;
@@ -83,6 +86,7 @@ struct Place {
   int first_channel, last_channel;  // last_channel: of the group
   int64_t batch, lane;                  // of the present sequence
   bool owns_sequence;
+  int order = Map::order();             // of states
 
   __device__ explicit Place(const ScanParams& p) {
     threads = p.width / Map::kChannels * Map::kUnit;
@@ -100,20 +104,78 @@ struct Place {
     owns_sequence = sequence < p.sequences;
     if (!owns_sequence) sequence = p.sequences - 1;
     batch = sequence / p.lanes, lane = sequence % p.lanes;
+    // By way of a shuffle the compiler cannot keep the addresses of all states from one sequence to the next.
+    if constexpr (Map::kOwnOrder) order = __shfl_sync(0xffffffffu, Map::order(), int(threadIdx.x) % 32);
   }
   __device__ int64_t channel(int k) const {
     return first_channel + k < last_channel ? first_channel + k : last_channel;
   }
   __device__ bool owns_channel(int k) const { return first_channel + k <= last_channel; }
   __device__ bool owns(int k) const { return owns_sequence && owns_channel(k); }
-  __device__ int state(int n) const { return n ^ Map::order(); }  // the n-th in registers
+  __device__ int state(int n) const { return n ^ order; }  // the n-th in registers
   __device__ int64_t sequence_offset(const Strided& x) const { return batch * x.batch + lane * x.lane; }
   __device__ int64_t row_offset(const Strided& x, int k) const { return sequence_offset(x) + channel(k) * x.row; }
-  // Index into a (batch, channels, states, lanes) tensor.
-  __device__ int64_t state_index(const ScanParams& p, int k, int state) const {
-    return ((batch * p.channels + channel(k)) * p.states + state) * p.lanes + lane;
-  }
 };
+
+// Where the rows begin of the tensors that a thread reads and writes: in shared memory, out of the way of what it needs
+// registers for. [warp][row][lane], this thread's column.
+template <class T, int kRows>
+struct Rows {
+  static constexpr int kFloats = kRows * int(sizeof(T*) / sizeof(float));  // of a thread
+  T** own;
+
+  __device__ explicit Rows(float* memory)
+      : own(reinterpret_cast<T**>(memory) + int(threadIdx.x) / 32 * 32 * kRows + int(threadIdx.x) % 32) {}
+  __device__ T*& operator[](int row) const { return own[row * 32]; }
+};
+
+// -- states ----------------------------------------------------------------------------------------------------------
+
+// Calls f(n, state) for those in registers that there are: the n-th is `state` of the tensor.
+template <bool kPlain, class Map, class F>
+__device__ inline void for_each_state(const ScanParams& p, const Place<Map>& at, int first_state, const F& f) {
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) {
+    const int state = first_state + at.state(n);
+    if (kPlain || state < p.states) f(n, state);
+  }
+}
+
+// Where a thread finds the states of its k-th channel in a (batch, channels, states, lanes) tensor, p.lanes apart.
+template <class Map>
+__device__ inline int64_t states_offset(const ScanParams& p, const Place<Map>& at, int k) {
+  return (at.batch * p.channels + at.channel(k)) * p.states * p.lanes + at.lane;
+}
+// Zero where there is no such tensor, state or row.
+template <bool kPlain, class Map>
+__device__ inline void load_states(float (&x)[kStates], const float* tensor, const ScanParams& p, const Place<Map>& at,
+                                   int k, int first_state) {
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) x[n] = 0.f;
+  if (!tensor || !at.owns(k)) return;
+  tensor += states_offset(p, at, k);
+  for_each_state<kPlain>(p, at, first_state, [&](int n, int state) { x[n] = tensor[state * p.lanes]; });
+}
+template <bool kPlain, class Map>
+__device__ inline void store_states(const float (&x)[kStates], float* tensor, const ScanParams& p,
+                                    const Place<Map>& at, int k, int first_state) {
+  if (!tensor || !at.owns(k)) return;
+  tensor += states_offset(p, at, k);
+  for_each_state<kPlain>(p, at, first_state, [&](int n, int state) { tensor[state * p.lanes] = x[n]; });
+}
+
+// A of the thread's channels times log2 e; zero where there is no such state.
+template <bool kPlain, class Map>
+__device__ inline void load_decay(const ScanParams& p, const Place<Map>& at, const float* A, int first_state,
+                                  float (&decay)[Map::kChannels][kStates]) {
+#pragma unroll
+  for (int k = 0; k < Map::kChannels; ++k) {
+    const float* const row = A + at.channel(k) * p.states;
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) decay[k][n] = 0.f;
+    for_each_state<kPlain>(p, at, first_state, [&](int n, int state) { decay[k][n] = row[state] * kLog2E; });
+  }
+}
 
 // -- time ------------------------------------------------------------------------------------------------------------
 
@@ -193,8 +255,8 @@ __device__ inline void walk_tiles_back(int first, int last, int length, bool mee
 // -- B and C ---------------------------------------------------------------------------------------------------------
 
 // One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [B | C][4][32 lanes][4].
-template <bool kBackward>
-__device__ inline void load_four(ChannelThreads<kBackward> map, const float* step, int quarter, float (&B)[4],
+template <bool kBackward, int kOrders>
+__device__ inline void load_four(ChannelThreads<kBackward, kOrders> map, const float* step, int quarter, float (&B)[4],
                                  float (&C)[4]) {
   const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 + (quarter ^ map.order() / 4);
   const float4 b = *four, c = four[map.kFours * kStates / 4];
@@ -274,19 +336,6 @@ struct ConstantStates {
     }
   }
 };
-
-// A of the thread's channels times log2 e; zero where there is no such state.
-template <class Map>
-__device__ inline void load_decay(const ScanParams& p, const Place<Map>& at, const float* A, int first_state,
-                                  float (&decay)[Map::kChannels][kStates]) {
-#pragma unroll
-  for (int k = 0; k < Map::kChannels; ++k)
-#pragma unroll
-    for (int n = 0; n < kStates; ++n) {
-      const int state = first_state + at.state(n);
-      decay[k][n] = state < p.states ? A[at.channel(k) * p.states + state] * kLog2E : 0.f;
-    }
-}
 
 // One step of K channels: h = 2^(delta decay) h + delta u B, and sum = sum + <C, h>.
 template <class Map, bool kPlain>

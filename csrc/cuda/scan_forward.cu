@@ -7,6 +7,9 @@
 namespace ssmvdm::cuda {
 namespace {
 
+// What a thread reads and writes of each of its channels.
+enum Row { kU, kDelta, kZ, kY, kRows };
+
 template <class T, class Map, bool kPlain, bool kAlongTime>
 struct ForwardThread {
   static constexpr int K = Map::kChannels;
@@ -14,54 +17,46 @@ struct ForwardThread {
   Place<Map> at;
   const DirectionParams& x;
   const float* tile;
-  float* waiting;  // this thread's column of sums that the other direction or other states have to complete
-  const int row;
+  Rows<T, kRows * K> rows;
   const bool meets;
+  const int step_floats;  // from where a step waits to where the next does
+  float* waiting;  // this thread's column of sums that the other direction or other states have to complete
   float decay[K][kStates], h[K][kStates], bias[K], D[K];
-  const T *u[K], *delta[K], *z[K];
-  T* y[K];
 
-  __device__ ForwardThread(const ScanParams& p_, float* tiles, float* exchange)
+  __device__ ForwardThread(const ScanParams& p_, float* shared)
       : p(p_),
         at(p_),
         x(p_.dir[at.direction]),
-        tile(tiles + at.direction * kTileFloats<Map>),
-        waiting(exchange + at.index),
-        row(K * at.threads),
-        meets(p_.meets()) {
-    if (!meets) waiting += at.direction * int64_t(p.length) * row;
+        tile(shared + at.direction * kTileFloats<Map>),
+        rows(shared + p_.directions * kTileFloats<Map>),
+        meets(p_.meets()),
+        step_floats((x.reverse ? -K : K) * at.threads) {
+    float* const in_shared = shared + p.directions * kTileFloats<Map> + decltype(rows)::kFloats * int(blockDim.x);
+    waiting = (p.exchange ? p.exchange + blockIdx.x * p.exchange_floats : in_shared) + at.index;
+    if (x.reverse) waiting -= int64_t(p.length - 1) * step_floats;
+    if (!meets) waiting += at.direction * int64_t(p.length) * K * at.threads;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       bias[k] = x.bias ? x.bias[at.channel(k)] : 0.f;
       D[k] = x.D ? x.D[at.channel(k)] : 0.f;
     }
+    if (kPlain) load_decay<kPlain>(p, at, x.A, 0, decay);
   }
 
   __device__ void begin_states(int first_state) {
-    load_decay(p, at, x.A, first_state, decay);
+    if (!kPlain) load_decay<kPlain>(p, at, x.A, first_state, decay);
+    const Strided* const tensors[kRows] = {&x.u, &x.delta, &x.z, &x.y};
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      u[k] = element<const T>(x.u, at.row_offset(x.u, k));
-      delta[k] = element<const T>(x.delta, at.row_offset(x.delta, k));
-      z[k] = element<const T>(x.z, at.row_offset(x.z, k));
-      y[k] = element<T>(x.y, at.row_offset(x.y, k));
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        h[k][n] = 0.f;
-        const int state = first_state + at.state(n);
-        if (p.initial_state && state < p.states) h[k][n] = p.initial_state[at.state_index(p, k, state)];
-      }
+      for (int i = 0; i < kRows; ++i) rows[i * K + k] = element<T>(*tensors[i], at.row_offset(*tensors[i], k));
+      if (!at.owns(k)) rows[kY * K + k] = nullptr;  // nothing to be stored
+      load_states<kPlain>(h[k], p.initial_state, p, at, k, first_state);
     }
   }
   __device__ void end_states(int first_state) const {
-    if (!p.last_state) return;
 #pragma unroll
-    for (int k = 0; k < K; ++k)
-#pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        const int state = first_state + at.state(n);
-        if (at.owns(k) && state < p.states) p.last_state[at.state_index(p, k, state)] = h[k][n];
-      }
+    for (int k = 0; k < K; ++k) store_states<kPlain>(h[k], p.last_state, p, at, k, first_state);
   }
 
   // The steps [from, to) of a tile that begins with the step `begin`.
@@ -92,9 +87,9 @@ struct ForwardThread {
     float us[K][kCount], deltas[K][kCount], gates[K][kCount];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      load_steps<T, kCount, kAlongTime>(us[k], u[k], s, x.u.time);
-      load_steps<T, kCount, kAlongTime>(deltas[k], delta[k], s, x.delta.time);
-      if (kLast && x.z) load_steps<T, kCount, kAlongTime>(gates[k], z[k], s, x.z.time);
+      load_steps<T, kCount, kAlongTime>(us[k], rows[kU * K + k], s, x.u.time);
+      load_steps<T, kCount, kAlongTime>(deltas[k], rows[kDelta * K + k], s, x.delta.time);
+      if (kLast) load_gates(gates[k], rows[kZ * K + k], s);
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i, bc += Map::kStepFloats) {
@@ -112,29 +107,31 @@ struct ForwardThread {
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      float* const first = waiting + int64_t(x.reverse ? p.length - 1 - s : s) * row + k * at.threads;
-      complete(us[k], first, x.reverse ? -row : row, 0, meets, turn, has_met);
-      if (kLast) finish(us[k], gates[k], y[k], s, at.owns(k));
+      complete(us[k], waiting + int64_t(s) * step_floats + k * at.threads, step_floats, 0, meets, turn, has_met);
+      if (!kLast) continue;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) us[k][i] *= gates[k][i];
+      if (T* const row = rows[kY * K + k]) store_steps<T, kCount, kAlongTime>(us[k], row, s, x.y.time);
     }
   }
 
+  // What y is to be multiplied with.
   template <int kCount>
-  __device__ void finish(float (&sums_of_y)[kCount], const float (&gates)[kCount], T* out, int s, bool owns) const {
+  __device__ void load_gates(float (&gates)[kCount], const T* z, int s) const {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      sums_of_y[i] *= p.scale;
-      if (x.z) sums_of_y[i] *= silu(gates[i]);
-    }
-    if (owns) store_steps<T, kCount, kAlongTime>(sums_of_y, out, s, x.y.time);
+    for (int i = 0; i < kCount; ++i) gates[i] = p.scale;
+    if (!x.z) return;
+    float values[kCount];
+    load_steps<T, kCount, kAlongTime>(values, z, s, x.z.time);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) gates[i] *= silu(values[i]);
   }
 };
 
 template <class T, class Map, bool kPlain, bool kAlongTime>
 __global__ void __launch_bounds__(Map::kThreads, kPlain ? 2 : 1) scan_forward_kernel(const ScanParams p) {
   SSMVDM_SHARED(float, shared);
-  float* const in_shared = shared + p.directions * kTileFloats<Map>;
-  ForwardThread<T, Map, kPlain, kAlongTime> thread(
-      p, shared, p.exchange ? p.exchange + blockIdx.x * p.exchange_floats : in_shared);
+  ForwardThread<T, Map, kPlain, kAlongTime> thread(p, shared);
   for (int64_t unit = blockIdx.x / unsigned(p.slices); unit < p.units; unit += p.unit_step) {
     thread.at.begin(p, unit);
     for (int first_state = 0; first_state == 0 || (!kPlain && first_state < p.states); first_state += kStates) {
@@ -159,17 +156,17 @@ struct Division {
   Division(const ScanArgs& args, const Device& device, int32_t step, int32_t most) : p(scan_params(args)) {
     const int64_t columns = args.length * (p.meets() ? 1 : p.directions);
     const bool exchanges = p.meets() || p.states > kStates;
-    const int32_t tiles = p.directions * kTileFloats<Map> * int32_t(sizeof(float));
     // A first division gives the size of a block, which decides where it exchanges and so how many blocks there may be.
     const int32_t width = slice_width(p.group_channels, step, most);
     divide<Map>(p, args.groups, width, 1, 1);
-    const int64_t floats = exchanges ? columns * p.width * Map::kUnit : 0;
-    const bool in_shared = tiles + floats * int64_t(sizeof(float)) <= device.shared_bytes / 2;
+    threads = p.width / Map::kChannels * Map::kUnit * p.directions;
+    const int64_t floats = exchanges ? columns * p.width * Map::kUnit : 0, size = sizeof(float);
+    const int64_t own = p.directions * kTileFloats<Map> + Rows<float, kRows * Map::kChannels>::kFloats * threads;
+    const bool in_shared = (own + floats) * size <= device.shared_bytes / 2;
     blocks = divide<Map>(p, args.groups, width, 1, int64_t(device.multiprocessors) * (in_shared ? 32 : 4));
     p.exchange_floats = floats;
-    workspace_bytes = in_shared ? 0 : blocks * floats * int64_t(sizeof(float));
-    threads = p.width / Map::kChannels * Map::kUnit * p.directions;
-    shared_bytes = tiles + (in_shared ? int32_t(floats * int64_t(sizeof(float))) : 0);
+    workspace_bytes = in_shared ? 0 : blocks * floats * size;
+    shared_bytes = int32_t((own + (in_shared ? floats : 0)) * size);
   }
 };
 
@@ -183,8 +180,11 @@ auto with_kernel(const ScanArgs& args, const Device& device, const F& f) {
       return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
     return f(Division<LaneThreads<1>>(args, device, 1, 8), scan_forward_kernel<T, LaneThreads<1>, false, false>);
   }
+  if (!plain) {
+    using Map = ChannelThreads<false, 1>;
+    return f(Division<Map>(args, device, 32, 192), scan_forward_kernel<T, Map, false, false>);
+  }
   const Division<ChannelThreads<>> division(args, device, 32, 192);
-  if (!plain) return f(division, scan_forward_kernel<T, ChannelThreads<>, false, false>);
   if (layout == Layout::kTime) return f(division, scan_forward_kernel<T, ChannelThreads<>, true, true>);
   return f(division, scan_forward_kernel<T, ChannelThreads<>, true, false>);
 }

@@ -82,8 +82,8 @@ __device__ inline float sum_channels(float factor, const float (&v)[kStates]) {
   return sum[0] + from_lane(sum[1], 2);
 }
 
-// Sums of 16 values over all lanes: lane l gets that of value l / 2.
-__device__ inline float sum_lanes(const float (&v)[kStates]) {
+// Sums of 16 values over all lanes but for the last step.
+__device__ inline float sum_half(const float (&v)[kStates]) {
   float sum[kStates / 2];
 #pragma unroll
   for (int i = 0; i < kStates / 2; ++i) sum[i] = keep_one(v[i], v[i + kStates / 2], 16);
@@ -91,8 +91,12 @@ __device__ inline float sum_lanes(const float (&v)[kStates]) {
   for (int i = 0; i < 4; ++i) sum[i] = keep_one(sum[i], sum[i + 4], 8);
 #pragma unroll
   for (int i = 0; i < 2; ++i) sum[i] = keep_one(sum[i], sum[i + 2], 4);
-  const float last = keep_one(sum[0], sum[1], 2);
-  return last + from_lane(last, 1);
+  return keep_one(sum[0], sum[1], 2);
+}
+// Sums of 16 values over all lanes: lane l gets that of value l / 2.
+__device__ inline float sum_lanes(const float (&v)[kStates]) {
+  const float half = sum_half(v);
+  return half + from_lane(half, 1);
 }
 
 // -- dB and dC: sums over the channels of a slice --------------------------------------------------------------------
@@ -121,7 +125,14 @@ struct ChannelSums {
   // One step's dC = g h and dB = du dh.
   __device__ void add(const Place<Map>&, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
                       int step_in_tile, float*) {
-    own[step_in_tile * kWarps * kStateSums] = keep_one(sum_channels(du, dh), sum_channels(g, h), 1);
+    own[step_in_tile * kWarps * kStateSums] = keep_one(sum(du, dh), sum(g, h), 1);
+  }
+  __device__ static float sum(float factor, const float (&v)[kStates]) {
+    if constexpr (Map::kFours > 1) return sum_channels(factor, v);
+    float products[kStates];
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) products[n] = factor * v[n];
+    return sum_half(products);
   }
   // The steps [begin, end) of the last tile, by the whole block, after a barrier.
   __device__ void finish_tile(const BackwardParams& p, const Place<Map>& at, int64_t unit, int turn_index, int begin,
@@ -188,8 +199,8 @@ struct LaneSums {
   __device__ void finish_tile(const BackwardParams&, const Place<Map>&, int64_t, int, int, int) {}
 };
 
-template <bool kBackward>
-__host__ __device__ ChannelSums<ChannelThreads<kBackward>> sums_for(ChannelThreads<kBackward>);
+template <bool kBackward, int kOrders>
+__host__ __device__ ChannelSums<ChannelThreads<kBackward, kOrders>> sums_for(ChannelThreads<kBackward, kOrders>);
 template <int K>
 __host__ __device__ LaneSums<LaneThreads<K>> sums_for(LaneThreads<K>);
 

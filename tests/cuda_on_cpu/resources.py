@@ -13,29 +13,11 @@ from . import build, device_code
 
 TABLE = build.CSRC / "cuda" / "resources.md"
 MOST_SPILLED = 64  # bytes of a thread
-# Pattern of kernels' names -> (bytes that they may spill, why). Instructions are counted for a chunk of four steps.
-EXCEPTIONS = {
-    r"scan_backward_kernel<\w+, .*, false, false>": (
-        2140, "for states that are no multiple of 16, or B and C constant in time: sums of their own for each state"
-    ),
-    r"scan_backward_kernel<b?float16, LaneThreads<1>, true, false>": (
-        76, "on sm_100, of videos in 16 bits: in the loop over time 3 of 1,403 instructions"
-    ),
-    r"scan_forward_kernel<\w+, ChannelThreads<false>, false, false>": (
-        516, "for any number of states, on sm_100: in the loop over time at most 35 of 1,289 instructions"
-    ),
-    r"scan_forward_kernel<(\w+, Channel|b?float16, Lane).*, true, \w+>": (
-        256, "mostly of what lies outside the loop over time: in it at most 15 of 629 instructions"
-    ),
-    r"scan_forward_kernel<float, LaneThreads<2>, true, false>": (
-        412, "on sm_100, of videos in float32: in the loop over time 27 of 628 instructions"
-    ),
-}  # fmt: skip
 HEAD = """# Resources of the CUDA kernels
 
 Registers of a thread, bytes that it spills, bytes of static shared memory of a block, as ptxas reports them.
 Made by `make cuda-resources`; the tests fail where this table is of other sources, or where a kernel spills more than
-{most} bytes without a reason given in `tests/cuda_on_cpu/resources.py`.
+{most} bytes.
 
 sources {fingerprint}, nvcc {version}
 
@@ -106,18 +88,13 @@ def committed() -> tuple[str, dict[str, dict[str, Resources]]]:
     return re.search(r"^sources (\w+),", text, re.MULTILINE)[1], table
 
 
-def limit_of(name: str) -> int:
-    """Bytes that a kernel may spill."""
-    return max([MOST_SPILLED, *(limit for pattern, (limit, _) in EXCEPTIONS.items() if re.fullmatch(pattern, name))])
-
-
 def too_much(table: dict[str, dict[str, Resources]]) -> list[str]:
     """Kernels that spill more than they may, in words."""
     return [
-        f"{name} spills {resources.spilled} bytes on {architecture}, more than {limit_of(name)}"
+        f"{name} spills {resources.spilled} bytes on {architecture}, more than {MOST_SPILLED}"
         for name, entry in table.items()
         for architecture, resources in entry.items()
-        if resources.spilled > limit_of(name)
+        if resources.spilled > MOST_SPILLED
     ]
 
 

@@ -194,15 +194,17 @@ def per_element(kernel: str, loops: list[TimeLoop]) -> Counter:
     """Instructions by pipe for 32 elements: 32 channels or lanes, one time step, both directions.
 
     Loops come in variants, before and beyond the middle where the directions meet: half of the steps go through each.
-    The backward scan has cheaper loops that only build states, and every step goes through one of those before.
+    Those that do fewer steps at a time, where a sequence ends, are left out. The backward scan has cheaper loops that
+    only build states, and every step goes through one of those before.
     """
-    whole = [loop.per_step() for loop in loops if loop.steps == max(loop.steps for loop in loops)]
-    least = min(sum(cost.values()) for cost in whole)
     cheap, full = SCANS[kernel]
-    building = [cost for cost in whole if cheap and sum(cost.values()) < 1.6 * least]
-    doing = [cost for cost in whole if cost not in building]
+    least = min(sum(loop.per_step().values()) for loop in loops)
+    building = [loop for loop in loops if cheap and sum(loop.per_step().values()) < 1.6 * least]
+    doing = [loop for loop in loops if loop not in building]
     total: Counter = Counter()
-    for costs, times in ((building, cheap), (doing, full)):
+    for role, times in ((building, cheap), (doing, full)):
+        most = max((loop.steps for loop in role), default=0)
+        costs = [loop.per_step() for loop in role if loop.steps == most]
         for cost in costs:
             for pipe, count in cost.items():
                 total[pipe] += 2 * times * count / len(costs)

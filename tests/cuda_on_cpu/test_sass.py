@@ -37,14 +37,16 @@ def test_the_way_with_most_exponentials_is_taken():
 
 
 def test_costs_of_passes_add_up_and_variants_share_the_steps():
-    def loop(extra: int) -> sass.TimeLoop:
-        return sass.TimeLoop((*["MUFU.EX2"] * 68, *["FFMA"] * extra))
+    def loop(extra: int, steps: int = 4) -> sass.TimeLoop:
+        return sass.TimeLoop((*["MUFU.EX2"] * (17 * steps), *["FFMA"] * extra))
 
     states, before, beyond = loop(12), loop(132), loop(172)
     forward = sass.per_element("scan_forward_kernel", [before, beyond])
     assert forward == {"special": 2 * 17, "multiply-add": 33 + 43}
     backward = sass.per_element("scan_backward_kernel", [states, before, beyond])
     assert backward == {"special": 4 * 17, "multiply-add": 33 + 43 + 2 * 3}
+    two_at_a_time = sass.per_element("scan_backward_kernel", [states, loop(66, steps=2), loop(43, steps=1)])
+    assert two_at_a_time == {"special": 4 * 17, "multiply-add": 2 * 33 + 2 * 3}
 
 
 def test_the_pipe_that_takes_longest_binds():

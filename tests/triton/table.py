@@ -91,7 +91,7 @@ def goal(call: str, layout: str) -> int:
 
 def cuda_slots(call: str, layout: str) -> int:
     """Issue slots of the CUDA kernel for whole tiles of any length, by its committed report."""
-    pattern = rf"\| `{CUDA[call]}<bfloat16, {CUDA[layout]}<\w+>, true, false>` \| (\d+) \|"
+    pattern = rf"\| `{CUDA[call]}<bfloat16, {CUDA[layout]}<[\w, ]+>, true, false>` \| (\d+) \|"
     return int(re.search(pattern, sass.REPORT.read_text())[1])
 
 
