@@ -85,8 +85,8 @@ MUTANTS = (
     Mutant("offset in 32 bits", "cuda", "csrc/cuda/scan_common.cuh", "return batch * x.batch + lane * x.lane;",
            "return int32_t(batch * x.batch + lane * x.lane);",
            selected("tests/cuda_on_cpu/test_scan_kernels.py", "test_offsets_beyond_32_bits and batch")),
-    Mutant("offset in 32 bits", "triton", f"{KERNELS}/tiles.py", "row + t * number(view.time)",
-           "row + t * number(view.time).to(tl.int32)", interpreted("test_offsets_beyond_32_bits")),
+    Mutant("offset in 32 bits", "triton", f"{KERNELS}/tiles.py", "offset(t, view.time, view.FAR))",
+           "offset(t, view.time, False))", interpreted("test_offsets_beyond_32_bits")),
 
     Mutant("no barrier where the directions meet", "cuda", "csrc/cuda/scan_common.cuh",
            "if (has_met && begin < middle && middle <= end) __syncthreads();", "", edges("sizes")),
@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant("B and C exchanged", "cuda", "csrc/cuda/scan_launch.cuh", "see(x.B),\n                see(x.C),",
            "see(x.C),\n                see(x.B),", edges("sizes")),
     Mutant("B and C exchanged", "triton", f"{KERNELS}/scan_call.py",
-           'self._modulation(self.of(name, d)) for name in "BC"', 'self._modulation(self.of(name, d)) for name in "CB"',
+           'self.tensors.u.dim(), self.groups) for name in "BC"', 'self.tensors.u.dim(), self.groups) for name in "CB"',
            interpreted("test_pairs_of_options")),
 
     Mutant("reverse direction off by one", "cpu", FORWARD, "*B = w.B + first * w.B_step,",
