@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure.environment import busy_warning, one_line
-from benchmarks.report.page import environment_table, legend, themed_figure, whole_page
+from benchmarks.report.page import environment_table, legend, table_section, themed_figure, whole_page
 from benchmarks.report.plots import THEMES
 from benchmarks.shapes import layer_named
 from ssmvdm.data.export import write_gif
 from ssmvdm.data.source import DataConfig, open_source
 from ssmvdm.reproduce.held_out import held_out_videos
 from ssmvdm.reproduce.plots import panel_svgs
-from ssmvdm.reproduce.tables import TITLE, Table, in_words, labels_of, tables_of
+from ssmvdm.reproduce.tables import TITLE, in_words, labels_of, tables_of
 
 SHOWN_SAMPLES = 6  # per layer
 SHOWN_PIXELS = 96  # per sample, at least, enlarged
@@ -32,7 +32,7 @@ def page(result: dict, folder: Path) -> str:
         legend((layer, layer.label, True) for layer in layers),
         "<p>Lines are means over the seeds, bands reach from the least to the largest; marks are single seeds.</p>",
         _samples(result, folder),
-        *map(as_html, tables_of(result)),
+        *map(table_section, tables_of(result)),
         environment_table(result["environment"], result["wall_seconds"]),
     ]
     return whole_page(TITLE, one_line(result["environment"]), sections)
@@ -71,15 +71,3 @@ def moving(videos: np.ndarray, label: str) -> str:
         content = base64.b64encode(path.read_bytes()).decode("ascii")
     style = "max-width:100%;image-rendering:pixelated"
     return f'<img style="{style}" alt="{html.escape(label)}" src="data:image/gif;base64,{content}">'
-
-
-def as_html(table: Table) -> str:
-    head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in table.head)
-    body = "".join(
-        f"<tr><th scope=row>{html.escape(label)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
-        for label, *cells in table.rows
-    )
-    return (
-        f"<h2>{html.escape(table.title)}</h2><p>{html.escape(table.caption)}</p>"
-        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )

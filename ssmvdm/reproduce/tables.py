@@ -1,27 +1,13 @@
 """A study's numbers as tables, for the page and as Markdown."""
 
-from dataclasses import dataclass
 from statistics import mean, stdev
 
 from benchmarks.measure.environment import busy_warning, one_line
+from benchmarks.report.tables import Table, markdown
 from benchmarks.shapes import layer_named
 from ssmvdm.reproduce.held_out import BANDS
 
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Table:
-    """rows: cells as text, the first of each is the layer's label. caption: what the numbers are, in a sentence."""
-
-    title: str
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-
-    def as_markdown(self) -> str:
-        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
-        return f"## {self.title}\n\n{self.caption}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def labels_of(result: dict) -> dict[str, str]:
@@ -94,7 +80,7 @@ def as_markdown(result: dict) -> str:
     parts.append("## What does it cost?\n\n" + "".join(f"* {told}\n" for told in result["costs_in_words"]))
     if warning := busy_warning(result["environment"]):
         parts.append(f"{warning}\n")
-    return "\n".join(parts + [table.as_markdown() for table in tables_of(result)])
+    return "\n".join(parts + [markdown(table) for table in tables_of(result)])
 
 
 def in_words(result: dict) -> str:
