@@ -75,12 +75,12 @@ def authors_marks(
     """`draw`, and what the authors' own code saves for backward as hollow marks."""
 
     def both(axes: Axes, theme: Theme) -> None:
-        draw(axes, theme)
         for figures in published:
             layer = layer_named(figures.layer)
             points = {count: gib for count, gib in figures.saved_gib.items() if count in frames}
             hollow = {"mfc": "none", "mec": layer.color[theme.index], "mew": 1.4, "ms": 11, "ls": "none", "zorder": 2}
             axes.plot(list(points), list(points.values()), marker=layer.marker, label=figures.label, **hollow)
+        draw(axes, theme)  # last, because it settles the limits of the axes
 
     return both
 
