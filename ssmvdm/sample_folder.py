@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ssmvdm.data.export import replacing, write_npy
+from ssmvdm.data.export import remove_half_written, replacing, write_npy
 from ssmvdm.digests import file_digest
 from ssmvdm.errors import InputError
 from ssmvdm.samplers import Progress
@@ -62,8 +62,7 @@ class SampleFolder:
             folder.digests = _digests(path / RECORD, text, folder.made_by)
         elif any(path.glob("sample-*.npy")):
             raise InputError(f"{path} has samples but no {RECORD} that says what made them; choose another folder")
-        for left_over in (*path.glob(".sample-*.npy.*"), *path.glob(f".{RECORD}.*")):
-            left_over.unlink()  # half written when a process was killed
+        remove_half_written(path)
         folder.write_record()
         return folder
 

@@ -1,6 +1,6 @@
 """Videos to files: animated GIF and MP4 to look at, .npy to compute with."""
 
-import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +9,27 @@ from pathlib import Path
 
 import numpy as np
 
+HALF_WRITTEN = ".writing-"  # with which the names of folders begin whose files have no place yet
 PALETTE_SAMPLES = 1 << 18  # pixels the palette is chosen from
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name if the block succeeds and disappears if it does not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    """A path to write to that takes the place of `path` if the block succeeds and disappears if it does not.
+
+    It has the same name in a hidden folder beside, so that what a killed process leaves is no file that a pattern such
+    as *.npy would find.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=HALF_WRITTEN) as folder:
+        temporary = Path(folder) / path.name
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 is for secrets
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """What killed processes have left in a folder that no other one writes to."""
+    for left_over in folder.glob(f"{HALF_WRITTEN}*"):
+        shutil.rmtree(left_over)
 
 
 def write_npy(path: Path, clips: np.ndarray) -> None:

@@ -230,6 +230,7 @@ def check(writer: Writer, folder: Path, before: Path) -> None:
     old, new = writer.found(before), writer.found(before.with_name("after"))
     assert old != new
     assert writer.found(folder) in (old, new)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".") and path.is_file()], "taken for whole"
     writer.write(folder, 1)
     assert writer.found(folder) == new
 
