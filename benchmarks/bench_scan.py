@@ -11,7 +11,6 @@ is done, so that a run that is stopped leaves what it has measured.
 import argparse
 import gc
 import json
-import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,13 +19,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels import gpu_device, gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
+from benchmarks.kernels import gpu_rivals, mamba_ssm_sdist, rivals, scan_case
 from benchmarks.kernels.gpu_floors import floors
 from benchmarks.kernels.gpu_tables import markdown, save_figures
 from benchmarks.kernels.scan_case import Shape
 from benchmarks.kernels.scan_options import DTYPES, LAYOUTS
+from benchmarks.measure import gpu_device, gpu_timing
 from benchmarks.measure.environment import device_slug
-from benchmarks.report.files import RESULTS, prepare_folder
+from benchmarks.options import check_positive
+from benchmarks.report.files import RESULTS, all_or_none, prepare_folder
 from ssmvdm.errors import InputError
 
 MODES = ("forward", "backward")
@@ -72,8 +73,7 @@ class Options:
                 raise InputError(f"{option}: expected whole numbers of at least 1, got {values}")
         if not self.layouts:
             raise InputError("--layouts: expected at least one")
-        if not 0.0 < self.budget_s < float("inf"):
-            raise InputError(f"--budget-s: expected a positive number, got {self.budget_s}")
+        check_positive("--budget-s", self.budget_s)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: PyTorch finds no CUDA device")
 
@@ -164,7 +164,7 @@ def _prepared(prepare: Callable, timer) -> tuple[dict, dict[str, Callable]]:
 def _prepare_ours(options: Options, shape: Shape, backend: str, layout: str) -> tuple[dict, dict[str, Callable]]:
     tensors = scan_case.our_tensors(shape, getattr(torch, options.dtype), layout, options.device)
     run = partial(scan_case.run_ours, backend=backend)
-    return scan_case.gate_row(scan_case.gate_ours(tensors, layout, run)), functions_of(run, tensors)
+    return scan_case.gate_ours(tensors, layout, run).as_row(), functions_of(run, tensors)
 
 
 def _prepare_rival(options: Options, shape: Shape, rival: rivals.Rival) -> tuple[dict, dict[str, Callable]]:
@@ -177,7 +177,7 @@ def _prepare_rival(options: Options, shape: Shape, rival: rivals.Rival) -> tuple
             count //= 2
     dtype = getattr(torch, options.dtype)
     tensors = rivals.leaves(rival, replace(shape, sequences=count), dtype, options.device)
-    row = {"timed_sequences": count} | scan_case.gate_row(scan_case.gate_rival(rival, tensors))
+    row = {"timed_sequences": count} | scan_case.gate_rival(rival, tensors).as_row()
     return row, functions_of(rival.run, tensors)
 
 
@@ -225,14 +225,11 @@ def _release(device: str) -> None:
 
 
 def write(result: dict, folder: Path) -> None:
-    """JSON, tables and figures, each renamed to its place when whole."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
-        draft = Path(name)
+    """JSON, tables and figures."""
+    with all_or_none(folder) as draft:
         (draft / f"{STEM}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (draft / f"{STEM}.md").write_text(markdown(result), encoding="utf-8")
         save_figures(result, draft, STEM)
-        for path in sorted(draft.iterdir()):
-            path.replace(folder / path.name)
 
 
 def run(options: Options) -> int:

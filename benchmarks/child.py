@@ -5,10 +5,10 @@ A request is {"task", "threads"} and what the task's function says that it takes
 
 import torch
 
-from benchmarks.kernels import gpu_device, scan_tasks
+from benchmarks.kernels import scan_tasks
 from benchmarks.kernels.scan_peak import scan_peak
 from benchmarks.layers import tasks as layer_tasks
-from benchmarks.measure import environment, process_memory
+from benchmarks.measure import environment, gpu_device, process_memory
 from benchmarks.measure.failures import failure
 from benchmarks.models import tasks
 

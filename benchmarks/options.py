@@ -1,10 +1,14 @@
-"""What the options of every benchmark have in common, apart so that the command line imports no torch."""
+"""What the options of all benchmarks have in common, and checks of them; apart, as the command line needs no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure.environment import device_name, device_slug
 from benchmarks.report.files import RESULTS
+from ssmvdm.errors import InputError
+
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -25,3 +29,21 @@ class RunOptions:
 
     def folder(self) -> Path:
         return self.out or RESULTS / device_slug(device_name())
+
+
+def check_distinct(option: str, values: Sequence) -> None:
+    """InputError for a value that comes twice."""
+    if len(set(values)) != len(values):
+        raise InputError(f"{option}: the same value twice in {' '.join(map(str, values))}")
+
+
+def check_positive(option: str, value: float) -> None:
+    """InputError unless it is a finite number above zero."""
+    if not 0.0 < value < float("inf"):
+        raise InputError(f"{option}: expected a positive number, got {value}")
+
+
+def check_device(device: str) -> None:
+    """InputError unless it is one of DEVICES."""
+    if device not in DEVICES:
+        raise InputError(f"--device: expected {' or '.join(DEVICES)}, got {device!r}")

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 FRAMES = (16, 32, 64, 128, 256)
 PAPER_SIZE = 32  # pixels
 PAPER_NETWORK = {"base_channels": 112, "channel_mults": (1, 2, 4, 8)}

@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.saved import count_parameters, saved_bytes
+from benchmarks.shapes import GIB
 from ssmvdm.operation_counts import formulas
 from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 
-GIB = 2**30
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.measure.process_memory import resident_bytes
+from benchmarks.shapes import GIB
 from ssmvdm import checkpoint
 from ssmvdm.checkpoint import State
 from ssmvdm.data.export import replacing, write_gif
@@ -40,7 +41,6 @@ from ssmvdm.unet3d import UNet3D
 PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # What a run may change when it is resumed: nothing that its weights at a given step depend on.
 FREE = ("steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps")
-GIB = 2**30
 
 
 class NonFiniteError(ArithmeticError):
@@ -170,8 +170,8 @@ class Run:
         of the first examples."""
         config, data = self.config, self.config.data
         steps = min(config.sample_steps, config.diffusion.timesteps)
-        is_conditional = config.network.cond_dim is not None
-        cond = torch.stack([self.examples[n].cond for n in range(config.samples)]) if is_conditional else None
+        numbers = () if self.examples.condition is None else range(config.samples)
+        cond = torch.stack([self.examples[n].cond for n in numbers]) if numbers else None
         videos = sample_videos(
             self.ema.module, self.diffusion, config.samples, data.frames, data.size, sampler="ddim", steps=steps,
             seed=config.seed, batch=config.batch, cond=cond,
@@ -187,9 +187,8 @@ class Run:
         return Numbers(self.examples_seen, self.config.batch, accelerator.process_index, accelerator.num_processes)
 
     def _loss(self, batch: Example) -> Tensor:
-        x0, t, noise, *condition = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
-        is_conditional = self.config.network.cond_dim is not None
-        shown = dict(zip(("cond", "cond_drop"), condition, strict=True)) if is_conditional else {}
+        x0, t, noise, cond, cond_drop = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+        shown = {} if self.examples.condition is None else {"cond": cond, "cond_drop": cond_drop}
         return self.diffusion.training_loss(self.model, x0, t, noise, **shown)
 
     def _state(self) -> State:

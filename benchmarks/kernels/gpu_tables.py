@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.kernels.gpu_device import one_line
+from benchmarks.measure.gpu_device import one_line
 from benchmarks.report.tables import grid
 
 MODES = ("forward", "backward")

@@ -1,39 +1,42 @@
 """How results of the scan benchmark are shown."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.kernels.shapes import Shape
+from benchmarks.kernels.shapes import MODES, Shape
 from benchmarks.report.files import spread
-from benchmarks.report.kinds import OK, Kind, Measure
+from benchmarks.report.kinds import OK, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
-from benchmarks.report.plots import Theme
-from benchmarks.report.tables import Table
+from benchmarks.report.plots import Theme, curves
+from benchmarks.report.tables import Table, pivot
 
-MODES = ("forward", "forward+backward")
 SWEEPS = {"length": "lengths", "channels": "channels", "sequences": "sequences"}  # the size -> what is swept over
 
 
 @dataclass(frozen=True)
-class Mark:
+class Curve:
+    """A candidate as it is drawn, see `benchmarks.report.plots.Curve`."""
+
+    name: str
+    label: str
     color: tuple[str, str]
     marker: str
 
 
-MARKS = {  # Okabe and Ito's palette, as `benchmarks.shapes` has it for layers
-    "ours": Mark(("#007A5A", "#2BD4A4"), "o"),
-    "s4d-scan": Mark(("#B0568A", "#CC79A7"), "P"),
-    "s4d-fft": Mark(("#857A00", "#F0E442"), "v"),
-    "sdpa-8x64": Mark(("#B8860B", "#E69F00"), "D"),
-    "sdpa-equal": Mark(("#D55E00", "#FF8A3D"), "s"),
-    "eager": Mark(("#000000", "#FFFFFF"), "X"),
-    "pscan": Mark(("#0072B2", "#56B4E9"), "^"),
-    "associative": Mark(("#6A3D9A", "#B39DDB"), "<"),
-    "compiled": Mark(("#5F6B7A", "#AEB8C4"), ">"),
+MARKS = {  # color and marker: Okabe and Ito's palette, as `benchmarks.shapes` has it for layers
+    "ours": (("#007A5A", "#2BD4A4"), "o"),
+    "s4d-scan": (("#B0568A", "#CC79A7"), "P"),
+    "s4d-fft": (("#857A00", "#F0E442"), "v"),
+    "sdpa-8x64": (("#B8860B", "#E69F00"), "D"),
+    "sdpa-equal": (("#D55E00", "#FF8A3D"), "s"),
+    "eager": (("#000000", "#FFFFFF"), "X"),
+    "pscan": (("#0072B2", "#56B4E9"), "^"),
+    "associative": (("#6A3D9A", "#B39DDB"), "<"),
+    "compiled": (("#5F6B7A", "#AEB8C4"), ">"),
 }
 
 
@@ -81,23 +84,22 @@ def _shapes(result: dict) -> Table:
     return Table("Shapes", "", ["shape", "sequences", "length", "channels", "states", "source"], rows, ("source",))
 
 
-def _cells(result: dict, mode: str, is_ours: bool, cell) -> tuple[list[str], list[list[str]]]:
+def _cells(
+    result: dict, mode: str, is_ours: bool, shown: Callable[[dict], str]
+) -> tuple[list[str], list[list[str]]]:
     """(header, rows) with a column for each full shape and a row for each candidate."""
     shapes = [name for name in _full(result) if any(row["shape"] == name for row in result["times"])]
-    found: dict[str, dict[str, str]] = {}
-    for row in result["times"]:
-        if row["mode"] == mode and row["is_ours"] == is_ours and row["shape"] in shapes:
-            shown = cell(row, result["settings"]["shapes"][row["shape"]]) if row["status"] == OK else row["status"]
-            found.setdefault(row["label"], {})[row["shape"]] = shown
-    return shapes, [[label, *(by_shape.get(shape, "–") for shape in shapes)] for label, by_shape in found.items()]
+    rows = [row for row in result["times"]
+            if (row["mode"], row["is_ours"]) == (mode, is_ours) and row["shape"] in shapes]  # fmt: skip
+    return shapes, pivot(((row["label"], row["shape"], cell(row, shown)) for row in rows), shapes)
 
 
 def _rivals(result: dict, mode: str) -> Table:
-    def cell(row: dict, sizes: dict) -> str:
-        star = "*" if row["timed_sequences"] < sizes["sequences"] else ""
+    def shown(row: dict) -> str:
+        star = "*" if row["timed_sequences"] < result["settings"]["shapes"][row["shape"]]["sequences"] else ""
         return f"{row['ratio']:.3g}{star}" if "ratio" in row else "–"
 
-    shapes, rows = _cells(result, mode, False, cell)
+    shapes, rows = _cells(result, mode, False, shown)
     caption = (
         f"Time over that of {result['settings']['base']}, measured in turns, median of the rounds. *: timed on fewer "
         "sequences than ours and extrapolated."
@@ -106,10 +108,7 @@ def _rivals(result: dict, mode: str) -> Table:
 
 
 def _ours(result: dict, mode: str) -> Table:
-    def cell(row: dict, sizes: dict) -> str:
-        return f"{_milliseconds(row)} {_shares(row)}"
-
-    shapes, rows = _cells(result, mode, True, cell)
+    shapes, rows = _cells(result, mode, True, lambda row: f"{_milliseconds(row)} {_shares(row)}")
     of = "" if mode == "forward" else "; of the backward pass alone"
     caption = (
         "ms: median (10th to 90th percentile); in brackets the shares of the time that the exponentials alone and that "
@@ -143,22 +142,16 @@ def _swept(result: dict, size: str) -> list[tuple[int, str]]:
 def _sweep(result: dict, size: str) -> Table:
     """Of the candidates that the sweep has: nanoseconds per element, both modes."""
     points = _swept(result, size)
-    rows: dict[str, dict[str, str]] = {}
-    for row in result["times"]:
-        if row["shape"] in [name for _, name in points] and _is_shown(result, row):
-            label = f"{row['label']}, {row['mode']}"
-            shown = f"{_nanoseconds(result, row):.3g}" if row["status"] == OK else row["status"]
-            rows.setdefault(label, {})[row["shape"]] = shown
     header = ["ns per element", *(f"{value:,}" for value, _ in points)]
-    body = [[label, *(cells.get(name, "–") for _, name in points)] for label, cells in rows.items()]
+    cells = (
+        (f"{row['label']}, {row['mode']}", row["shape"], cell(row, lambda row: f"{_nanoseconds(result, row):.3g}"))
+        for row in _rows_of(result, points)
+    )
+    body = pivot(cells, [name for _, name in points])
     sizes = result["settings"]["shapes"][points[0][1]]
     fixed = ", ".join(f"{sizes[key]:,} {key}" for key in ("sequences", "channels") if key != size)
     fixed += "" if size == "length" else f", length {sizes['length']}"
     return Table(f"Sweep over {SWEEPS[size]}", f"Median; {fixed}. An element is one channel at one time.", header, body)
-
-
-def _is_shown(result: dict, row: dict) -> bool:
-    return row["name"] == result["settings"]["base"] or row["name"] in MARKS
 
 
 def _nanoseconds(result: dict, row: dict) -> float:
@@ -168,11 +161,11 @@ def _nanoseconds(result: dict, row: dict) -> float:
 def _threads(result: dict) -> Table:
     shapes = list(dict.fromkeys(row["shape"] for row in result["threads"]))
     first = result["settings"]["threads"][0]
-    rows: dict[str, dict[str, str]] = {}
-    for row in result["threads"]:
-        label = f"{first} to {row['threads']} threads, {row['mode']}"
-        rows.setdefault(label, {})[row["shape"]] = f"{median(row['speedup']):.2f}"
-    body = [[label, *(cells.get(shape, "–") for shape in shapes)] for label, cells in rows.items()]
+    cells = (
+        (f"{first} to {row['threads']} threads, {row['mode']}", row["shape"], f"{median(row['speedup']):.2f}")
+        for row in result["threads"]
+    )
+    body = pivot(cells, shapes)
     return Table("Threads", "Time on the first number of threads over that on the second.", ["", *shapes], body)
 
 
@@ -180,11 +173,10 @@ def _memory(result: dict) -> Table:
     """One line per candidate, in tensors of (batch, channels, length)."""
     shapes = list(dict.fromkeys(row["shape"] for row in result["memory"]))
     labels = {"ours": "selective scan", "s4d-scan": "S4D by scan", "s4d-fft": "S4D by FFT"}
-    rows: dict[str, dict[str, str]] = {}
-    for row in result["memory"]:
-        shown = f"{row['tensors']:.2f}" if row["status"] == OK else row["status"]
-        rows.setdefault(row["name"], {})[row["shape"]] = shown
-    body = [[labels[name], *(cells.get(shape, "–") for shape in shapes)] for name, cells in rows.items()]
+    cells = (
+        (labels[row["name"]], row["shape"], cell(row, lambda row: f"{row['tensors']:.2f}")) for row in result["memory"]
+    )
+    body = pivot(cells, shapes)
     caption = "Of forward and backward, above the inputs, in tensors of (batch, channels, length); in fresh processes."
     return Table("Peak memory", caption, ["", *shapes], body)
 
@@ -201,48 +193,39 @@ def pictures(result: dict) -> list[Picture]:
         panels = tuple(
             Panel(f"{mode.capitalize()}, ns per element", setting, partial(_draw, result, size, mode)) for mode in MODES
         )
-        labels = {_marked(result, row): row["label"] for row in _rows_of(result, points)}
-        legend = tuple((MARKS[name], labels[name], True) for name in MARKS if name in labels)
+        legend = tuple((curve, curve.label, True) for curve in _curves(result, points))
         label = f"Time of the scan and its rivals per element against {plural}"
         found.append(Picture(f"scan-{size}", label, panels, legend))
     return found
 
 
 def _rows_of(result: dict, points: list[tuple[int, str]]) -> list[dict]:
+    """Of the candidates that a sweep shows."""
     names = [name for _, name in points]
-    return [row for row in result["times"] if row["shape"] in names and row["status"] == OK and _is_shown(result, row)]
+    return [row for row in result["times"] if row["shape"] in names and _marked(result, row) in MARKS]
 
 
 def _marked(result: dict, row: dict) -> str:
     return "ours" if row["name"] == result["settings"]["base"] else row["name"]
 
 
+def _curves(result: dict, points: list[tuple[int, str]]) -> list[Curve]:
+    labels = {_marked(result, row): row["label"] for row in _rows_of(result, points) if row["status"] == OK}
+    return [Curve(name, labels[name], *MARKS[name]) for name in MARKS if name in labels]
+
+
 def _draw(result: dict, size: str, mode: str, axes: Axes, theme: Theme) -> None:
     """Median and the band from the 10th to the 90th percentile."""
     points = _swept(result, size)
     value_of = {name: value for value, name in points}
-    curves: dict[str, list[dict]] = {}
-    for row in _rows_of(result, points):
-        if row["mode"] == mode:
-            curves.setdefault(_marked(result, row), []).append(row)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    for name, rows in curves.items():
-        rows = sorted(rows, key=lambda row: value_of[row["shape"]])
-        scale = [1e9 / _shape(result["settings"]["shapes"][row["shape"]]).elements() for row in rows]
-        spreads = [spread(row["seconds"]) for row in rows]
-        x, color = [value_of[row["shape"]] for row in rows], MARKS[name].color[theme.index]
-        low, middle, high = (
-            [found[key] * each for found, each in zip(spreads, scale, strict=True)] for key in ("p10", "median", "p90")
-        )
-        width = 2.4 if name == "ours" else 1.6
-        axes.plot(x, middle, MARKS[name].marker + "-", color=color, label=rows[0]["label"], lw=width, ms=6, zorder=3)
-        axes.fill_between(x, low, high, color=color, alpha=0.22, lw=0)
-    axes.set_xlabel(size)
-    axes.set_xticks([value for value, _ in points], [_short(value) for value, _ in points])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    rows = [row for row in _rows_of(result, points) if (row["mode"], row["status"]) == (mode, OK)]
+    drawn = [row | {"layer": _marked(result, row), size: value_of[row["shape"]]} for row in rows]
+    curves(axes, theme, _curves(result, points), drawn, partial(_spread_of_nanoseconds, result), size, size, _short)
+
+
+def _spread_of_nanoseconds(result: dict, row: dict) -> list[float]:
+    scale = 1e9 / _shape(result["settings"]["shapes"][row["shape"]]).elements()
+    return [scale * seconds for seconds in spread(row["seconds"]).values()]
 
 
 def _short(value: int) -> str:

@@ -5,15 +5,14 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from benchmarks.kernels.scan_options import ScanOptions
-from benchmarks.kernels.shapes import NamedShape, shape_named
+from benchmarks.kernels.scan_options import ScanOptions, our_name
+from benchmarks.kernels.shapes import MODES, NamedShape, shape_named
 from benchmarks.measure.children import call_child, environment_of
 from benchmarks.measure.journal import Journal
-from benchmarks.measure.process_memory import available_bytes
+from benchmarks.measure.process_memory import affordable_bytes
 from benchmarks.shapes import GIB
 
 SHAPE_TIMEOUT = 240.0  # seconds
-MEMORY_SHARE = 0.9  # of what is free
 S4D_FORMS = ("s4d-fft", "s4d-scan")
 SWEEP_RIVALS = (*S4D_FORMS, "sdpa-8x64", "sdpa-equal", "compiled")  # within a few times of ours
 BACKWARD_FLOOR = 7.5 / 3.5  # operations of a backward step over those of a forward step, per element and state
@@ -32,7 +31,7 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
         "settings": {"states": options.states, "dtypes": list(options.dtypes), "layouts": list(options.layouts),
                      "threads": list(options.threads), "rounds": options.rounds,
                      "budget_seconds": options.budget_seconds,
-                     "base": f"ours {options.dtypes[0]} channels-last",
+                     "base": our_name(options.dtypes[0]),
                      "shapes": {x.name: vars(x.shape) | {"source": x.source, "is_sweep": x.is_sweep} for x in named}},
         "rates": journal.answer({"task": "scan_rates", "threads": threads}, call_child),
         "times": [], "threads": [], "memory": [],
@@ -68,8 +67,8 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal) -> dict
     answer = journal.answer(request, partial(_in_memory, least=shape.least_bytes(ITEM_BYTES[options.dtypes[0]])))
     if "times" in answer:
         return answer
-    base = {"name": f"ours {options.dtypes[0]} channels-last", "label": "ours", "is_ours": True}
-    return {"times": [base | {"mode": mode} | answer for mode in ("forward", "forward+backward")], "threads": []}
+    base = {"name": our_name(options.dtypes[0]), "label": "ours", "is_ours": True}
+    return {"times": [base | {"mode": mode} | answer for mode in MODES], "threads": []}
 
 
 def _takes_part(rival: str, named: NamedShape) -> bool:
@@ -78,8 +77,7 @@ def _takes_part(rival: str, named: NamedShape) -> bool:
 
 def _in_memory(request: dict, least: int) -> dict:
     """The child's answer, within the memory that is free now, unless that is less than `least`."""
-    free = available_bytes()
-    limit = None if free is None else int(MEMORY_SHARE * free)
+    limit = affordable_bytes()
     if limit is not None and least > limit:
         detail = f"inputs, output and their gradients take {least / GIB:.1f} GiB, {limit / GIB:.1f} GiB may be taken"
         return {"status": "out of memory", "detail": detail}

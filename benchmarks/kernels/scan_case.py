@@ -116,12 +116,6 @@ def gate_rival(rival: Rival, tensors: Tensors) -> Gate:
     return Gate(tuple(checks))
 
 
-def gate_row(gate: Gate) -> dict:
-    """What a gate says, as part of a row of results."""
-    status = "ok" if gate.has_passed else "gate failed"
-    return {"status": status, "detail": gate.first_failure(), "gate": gate.as_json()}
-
-
 def _check(name: str, value: Tensor, truth: Tensor, yardstick: Tensor, factor: float) -> Check:
     """The largest error against factor x that of the eager float32 mathematics, plus rounding of float32 and of the
     type the value is stored in: once for ours, and for a rival, which rounds each direction, its output before the gate

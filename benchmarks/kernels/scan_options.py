@@ -4,13 +4,19 @@ import os
 from dataclasses import dataclass, field
 
 from benchmarks.kernels.shapes import SHAPES, shape_named
-from benchmarks.options import RunOptions
+from benchmarks.options import RunOptions, check_distinct, check_positive
 from ssmvdm.errors import InputError
 
 RIVALS = ("eager", "reference", "pscan", "associative", "compiled", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("video", "channels-last", "length-contiguous")
+BASE_LAYOUT = "channels-last"  # of ours that is compared with
 QUICK_SHAPES = ("paper-1", "paper-4", "base", "length-16", "length-256")
+
+
+def our_name(dtype: str, layout: str = BASE_LAYOUT) -> str:
+    """Of ours in results."""
+    return f"ours {dtype} {layout}"
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,7 @@ class ScanOptions(RunOptions):
         for option, values in (("--dtypes", self.dtypes), ("--layouts", self.layouts), ("--shapes", self.shapes)):
             if not values:
                 raise InputError(f"{option}: expected at least one, got none")
-            if len(set(values)) != len(values):
-                raise InputError(f"{option}: the same value twice in {' '.join(values)}")
+            check_distinct(option, values)
         for name in self.shapes:
             try:
                 channels = shape_named(name, self.states).shape.channels
@@ -88,5 +93,4 @@ class ScanOptions(RunOptions):
                 raise InputError(f"--shapes: {error}") from error
             if channels % 8:
                 raise InputError(f"--shapes: expected a multiple of 8 channels (heads of attention), got {name}")
-        if not 0.0 < self.budget_seconds < float("inf"):
-            raise InputError(f"--budget-seconds: expected a positive number, got {self.budget_seconds}")
+        check_positive("--budget-seconds", self.budget_seconds)

@@ -14,19 +14,18 @@ from benchmarks.kernels import rivals
 from benchmarks.kernels.scan_case import (
     gate_ours,
     gate_rival,
-    gate_row,
     gradients,
     like_output,
     our_tensors,
     run_ours,
 )
-from benchmarks.kernels.shapes import Shape
+from benchmarks.kernels.scan_options import BASE_LAYOUT, our_name
+from benchmarks.kernels.shapes import MODES, Shape
 from benchmarks.measure import process_memory, timing
 from benchmarks.measure.failures import failure
+from benchmarks.shapes import GIB
 
-BASE_LAYOUT = "channels-last"
-MODES = ("forward", "forward+backward")
-RIVAL_MEMORY_BYTES = 6 * 2**30
+RIVAL_MEMORY_BYTES = 6 * GIB
 PROBE_SEQUENCES = (8, 32)
 
 
@@ -68,15 +67,11 @@ def calls(run: Callable, tensors: dict) -> dict[str, Callable[[], object]]:
     return {"forward": forward, "forward+backward": lambda: gradients(run, tensors, dy)}
 
 
-def our_name(dtype: str, layout: str) -> str:
-    return f"ours {dtype} {layout}"
-
-
 def _ours(shape: Shape, dtype: str, layout: str) -> tuple[dict, dict[str, Callable]]:
     """(row, calls by mode)."""
     tensors = our_tensors(shape, getattr(torch, dtype), layout)
     row = {"name": our_name(dtype, layout), "label": f"ours, {layout}, {dtype}", "is_ours": True}
-    return row | gate_row(gate_ours(tensors, layout)), calls(run_ours, tensors)
+    return row | gate_ours(tensors, layout).as_row(), calls(run_ours, tensors)
 
 
 def _timed(request: dict, shape: Shape, prepared: list, mode: str) -> list[dict]:
@@ -120,7 +115,7 @@ def _rival(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> tuple
     try:
         row |= _affordable(rival, shape, request, mode)
         tensors = rivals.leaves(rival, replace(shape, sequences=row["timed_sequences"]))
-        row |= gate_row(gate_rival(rival, tensors))
+        row |= gate_rival(rival, tensors).as_row()
         return row, calls(rival.run, tensors)[mode] if row["status"] == "ok" else None
     except Exception as error:  # the others go on
         found = failure(error)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 STATES = 16
+MODES = ("forward", "forward+backward")  # what is timed at each
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from statistics import median
 
 from benchmarks.layers.candidates import WIDTHS, Candidate, candidate_named
 from benchmarks.report.files import spread
-from benchmarks.report.kinds import OK, Kind, Measure
+from benchmarks.report.kinds import OK, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
 from benchmarks.report.plots import curves
 from benchmarks.report.tables import Table
+from benchmarks.shapes import MIB
 
-MIB = 2**20
 KEYS = ("place", "frames", "layer", "mode")
 STEP = {"inference": "inference", "training": "a training step"}
 
@@ -48,14 +48,8 @@ def _grid(result: dict, title: str, caption: str, mode: str, shown: Callable[[di
     body = []
     for name in result["settings"]["layers"]:
         own = (rows.get((name, shape["place"], shape["frames"])) for shape in shapes)
-        body.append([candidate_named(name).label, *(_cell(row, shown) for row in own)])
+        body.append([candidate_named(name).label, *(cell(row, shown) for row in own)])
     return Table(title, caption, header, body)
-
-
-def _cell(row: dict | None, shown: Callable[[dict], str]) -> str:
-    if row is None:
-        return "–"
-    return shown(row) if row["status"] == OK else row["status"]
 
 
 def _milliseconds(row: dict) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from benchmarks.layers.candidates import ALL, QUICK, WIDTHS, Shape, candidate_named
 from benchmarks.measure.environment import device_slug
-from benchmarks.options import RunOptions
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
 from benchmarks.report.files import RESULTS
 from ssmvdm.errors import InputError
 
-DEVICES = ("cpu", "cuda")
 STRIDE = 2 ** (len(WIDTHS) - 1)  # of the U-Net, in pixels
 
 
@@ -78,8 +77,7 @@ class LayerOptions(RunOptions):
         ):  # fmt: skip
             if is_needed and not values:
                 raise InputError(f"{option}: expected at least one, got none")
-            if len(set(values)) != len(values):
-                raise InputError(f"{option}: the same value twice in {' '.join(map(str, values))}")
+            check_distinct(option, values)
         for option, level in (*(("--levels", level) for level in self.levels), ("--sweep-level", self.sweep_level)):
             if not 1 <= level <= len(WIDTHS):
                 raise InputError(f"{option}: expected levels from 1 to {len(WIDTHS)}, got {level}")
@@ -90,17 +88,15 @@ class LayerOptions(RunOptions):
             if value < 1:
                 raise InputError(f"{option}: expected a whole number of at least 1, got {value}")
         for option, size in (("--size", self.size), ("--sweep-size", self.sweep_size)):
-            if size < 1 or size % (STRIDE):
+            if size < 1 or size % STRIDE:
                 raise InputError(f"{option}: expected a multiple of {STRIDE} pixels, got {size}")
-        if self.device not in DEVICES:
-            raise InputError(f"--device: expected {' or '.join(DEVICES)}, got {self.device!r}")
-        if not 0.0 < self.budget_seconds < float("inf"):
-            raise InputError(f"--budget-seconds: expected a positive number, got {self.budget_seconds}")
+        check_device(self.device)
+        check_positive("--budget-seconds", self.budget_seconds)
 
     def folder(self) -> Path:
         if self.device == "cpu" or self.out is not None:
             return super().folder()
-        from benchmarks.kernels import gpu_device
+        from benchmarks.measure import gpu_device
 
         return RESULTS / device_slug(gpu_device.name(self.device))
 

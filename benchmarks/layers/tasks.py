@@ -12,15 +12,13 @@ from functools import partial
 
 import torch
 
-from benchmarks.kernels import gpu_timing
-from benchmarks.kernels.scan_case import gate_row
 from benchmarks.layers.candidates import BASE, MODES, Shape, candidate_named
 from benchmarks.layers.case import Buffers, Case, gate, truths
-from benchmarks.measure import process_memory
+from benchmarks.measure import gpu_timing, process_memory
 from benchmarks.measure.failures import failure
+from benchmarks.measure.meter import Meter, meter_of
 from benchmarks.measure.saved import count_parameters, saved_bytes
 
-MEMORY_SHARE = 0.9  # of what is free, for one process
 PEAKS = 3
 TURNS = 10  # on a GPU, where a turn has many launches
 
@@ -42,9 +40,9 @@ def alone(request: dict) -> dict:
 
 def _keep_within_free_memory(device: str) -> None:
     """Allocations beyond it fail. A GPU's are limited by itself, and its driver maps more memory than it uses."""
-    free = process_memory.available_bytes()
-    if device == "cpu" and free is not None:
-        process_memory.limit_further_bytes(int(MEMORY_SHARE * free))
+    limit = process_memory.affordable_bytes()
+    if device == "cpu" and limit is not None:
+        process_memory.limit_further_bytes(limit)
 
 
 def _attempt(function: Callable[[], object]) -> dict:
@@ -60,9 +58,9 @@ def _peaks(case: Case, mode: str, budget_seconds: float) -> dict:
     """Peak memory of a few calls, above the input, the gradient of the output and the weights, which are there before;
     what is returned, gradients included, is part of it."""
     found: dict = {"peak_bytes": [], "call_seconds": float("inf")}
-    began = time.perf_counter()
+    meter, began = meter_of(case.x.device.type), time.perf_counter()
     while len(found["peak_bytes"]) < PEAKS and time.perf_counter() - began < budget_seconds / (2 * PEAKS):
-        before = _start_of_peak(case.x.is_cuda)
+        before = _start_of_peak(meter)
         start = time.perf_counter()
         if mode == "inference":
             returned = case.inference()
@@ -71,30 +69,21 @@ def _peaks(case: Case, mode: str, budget_seconds: float) -> dict:
             found["saved_bytes"], y = saved_bytes(forward, list(case.weights.values()))
             returned = torch.autograd.grad(y, [case.x, *case.weights.values()], case.dy)
             del y
-        peak = _peak_since(before, case.x.is_cuda)
+        meter.finish()
+        peak = meter.peak() - before
         found["call_seconds"] = min(found["call_seconds"], time.perf_counter() - start)
         found["peak_bytes"].append(peak)
         del returned
     return found
 
 
-def _start_of_peak(is_cuda: bool) -> int:
+def _start_of_peak(meter: Meter) -> int:
     """Bytes in use, from which on the peak counts."""
-    process_memory.release_free_memory()
-    if is_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    if not process_memory.reset_peak():
+    meter.finish()
+    meter.release()
+    if not meter.reset_peak():
         raise NotImplementedError("this system does not tell a process its peak memory")
-    return process_memory.resident_bytes() or 0
-
-
-def _peak_since(before: int, is_cuda: bool) -> int:
-    if is_cuda:
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    return process_memory.peak_bytes() - before
+    return meter.in_use()
 
 
 def in_turns(request: dict) -> dict:
@@ -125,7 +114,7 @@ def _prepared(timer, name: str, mode: str, buffers: Buffers, cases: dict[str, Ca
     case = cases[name]
     if case.candidate.weights not in known:
         known[case.candidate.weights] = truths(case)
-    row = gate_row(gate(case, mode, known[case.candidate.weights]))
+    row = gate(case, mode, known[case.candidate.weights]).as_row()
     return row if row["status"] != "ok" else row | {"call": timer.prepare(getattr(case, mode))}
 
 

@@ -55,6 +55,11 @@ class Gate:
             check["value"] = check["value"] if math.isfinite(check["value"]) else str(check["value"])
         return {"passed": self.has_passed, "checks": checks}
 
+    def as_row(self) -> dict:
+        """What it says, as part of a row of results."""
+        status = "ok" if self.has_passed else "gate failed"
+        return {"status": status, "detail": self.first_failure(), "gate": self.as_json()}
+
 
 class CaptureTemporal:
     """While open, notes what every temporal layer of a model is given: the activations as they lie in memory, cut to a

@@ -11,6 +11,7 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's mallopt parameters
 _NEVER, _GROWTH_BYTES = 2**31 - 1, 2**28
+AFFORDABLE_SHARE = 0.9
 
 
 def _status_bytes(field: str) -> int | None:
@@ -76,6 +77,12 @@ def available_bytes() -> int | None:
     except OSError:
         pass
     return None
+
+
+def affordable_bytes() -> int | None:
+    """What a process may take of the memory that is free now, and leave the machine alive; None where nobody says."""
+    free = available_bytes()
+    return None if free is None else int(AFFORDABLE_SHARE * free)
 
 
 def limit_further_bytes(further_bytes: int) -> None:

@@ -7,13 +7,12 @@ from math import exp, log
 from statistics import median
 
 from benchmarks.report.files import spread
-from benchmarks.report.kinds import OK, Kind, Measure
+from benchmarks.report.kinds import OK, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
 from benchmarks.report.plots import authors_marks, curves
 from benchmarks.report.tables import Table
-from benchmarks.shapes import GIB, PUBLISHED, Published, layer_named
+from benchmarks.shapes import GIB, MIB, PUBLISHED, Published, layer_named
 
-MIB = 2**20
 OURS = "bi-s6"
 REFERENCE = ("attention-einsum", 112)  # layer and width whose memory other layers' widths are compared by
 PREDICTED = "Predicted from saved bytes, activations of backward excluded"
@@ -77,12 +76,6 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _cell(row: dict | None, shown: Callable[[dict], str]) -> str:
-    if row is None:
-        return "–"
-    return shown(row) if row["status"] == OK else row["status"]
-
-
 def _grid(result: dict, section: str, columns: list[int], title: str, caption: str, shown: Callable[[dict], str],
           key: str = "frames", heading: Callable[[int], str] = str, has_parameters: bool = False) -> Table:  # fmt: skip
     """Layers down, row[key] across."""
@@ -92,7 +85,7 @@ def _grid(result: dict, section: str, columns: list[int], title: str, caption: s
     for name in result["settings"]["layers"]:
         own = [rows.get((name, column)) for column in columns]
         count = [_parameters(own)] if has_parameters else []
-        body.append([layer_named(name).label, *count, *(_cell(row, shown) for row in own)])
+        body.append([layer_named(name).label, *count, *(cell(row, shown) for row in own)])
     return Table(title, caption, header, body)
 
 
@@ -172,8 +165,8 @@ def _ratios(row: dict) -> list[float]:
 def _limits(result: dict) -> Table:
     rows = {row["layer"]: row for row in result["limits"]}
     body = [
-        [layer_named(name).label, _cell(rows.get(name), lambda row: str(row["most_frames"])),
-         _cell(rows.get(name), lambda row: str(row["too_many_frames"]))]
+        [layer_named(name).label, cell(rows.get(name), lambda row: str(row["most_frames"])),
+         cell(rows.get(name), lambda row: str(row["too_many_frames"]))]
         for name in result["settings"]["layers"]
     ]  # fmt: skip
     limit, resolution = result["limits"][0]["limit_bytes"] / GIB, result["limits"][0]["resolution"]

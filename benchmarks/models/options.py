@@ -4,14 +4,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.measure.process_memory import available_bytes
-from benchmarks.options import RunOptions
+from benchmarks.measure.process_memory import affordable_bytes
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, layer_named
 from ssmvdm.errors import InputError
 
-AVAILABLE_SHARE = 0.9  # of the free memory that a child may take unless told otherwise
 LONG_FRAMES = (512, 1024)
-DEVICES = ("cpu", "cuda")
 QUICK_LAYERS = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s6")
 
 
@@ -93,20 +91,18 @@ class MemoryOptions(RunOptions):
         for option, values in several.items():
             if not values:
                 raise InputError(f"{option}: expected at least one number, got none")
-            if len(set(values)) != len(values):
-                raise InputError(f"{option}: the same value twice in {' '.join(map(str, values))}")
+            check_distinct(option, values)
         counts = [(option, count) for option in ("--frames", "--width-frames") for count in several[option]]
         counts += [("--repeats", self.repeats), ("--threads", self.threads)]
         for option, value in [*counts, ("--search-resolution", self.search_resolution)]:
             if value < 1:
                 raise InputError(f"{option}: expected a whole number of at least 1, got {value}")
-        if self.device not in DEVICES:
-            raise InputError(f"--device: expected {' or '.join(DEVICES)}, got {self.device!r}")
+        check_device(self.device)
         for option, limit in (
             ("--memory-limit-gib", self.memory_limit_gib), ("--search-limit-gib", self.search_limit_gib),
         ):  # fmt: skip
-            if limit is not None and not 0.0 < limit < float("inf"):
-                raise InputError(f"{option}: expected a positive number, got {limit}")
+            if limit is not None:
+                check_positive(option, limit)
         try:
             self.network()
             for width in self.widths:
@@ -120,8 +116,7 @@ class MemoryOptions(RunOptions):
     def limit_bytes(self) -> int | None:
         if self.memory_limit_gib is not None:
             return int(self.memory_limit_gib * GIB)
-        free = available_bytes() if self.device == "cpu" else None
-        return None if free is None else int(AVAILABLE_SHARE * free)
+        return affordable_bytes() if self.device == "cpu" else None
 
     def folder(self) -> Path:
         """That of a GPU is apart from that of the machine's processor, whose results would be replaced."""

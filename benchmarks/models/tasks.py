@@ -158,10 +158,8 @@ def measured_steps(
 def gated(checks: list[Check], model: torch.nn.Module, measured: dict) -> dict:
     """The row: what was measured if every check has passed."""
     gate = Gate(tuple(checks))
-    row = {"gate": gate.as_json(), "parameters": count_parameters(model)}
-    if not gate.has_passed:
-        return row | {"status": "gate failed", "detail": gate.first_failure()}
-    return row | {"status": "ok", "detail": ""} | measured
+    row = gate.as_row() | {"parameters": count_parameters(model)}
+    return row | measured if gate.has_passed else row
 
 
 def rename(check: Check, prefix: str) -> Check:
@@ -189,15 +187,15 @@ def modes(request: dict) -> dict:
         )
     )
     if not gate.has_passed:
-        return {"gate": gate.as_json(), "status": "gate failed", "detail": gate.first_failure()}
+        return gate.as_row()
     del losses
     functions = {mode: (lambda step=step: step.run(*batch)) for mode, step in steps.items()}
     samples = timing.interleaved(functions, 2 * request["repeats"] - 1, request["seconds"])
-    return {
-        "gate": gate.as_json(), "status": "ok", "detail": "", "step_seconds": samples,
+    return gate.as_row() | {
+        "step_seconds": samples,
         "parameters": count_parameters(steps["lean"].model),
         "ratio": timing.ratio(samples["lean"], samples["fast"]),
-    }  # fmt: skip
+    }
 
 
 def counts(request: dict) -> dict:
@@ -215,7 +213,7 @@ def counts(request: dict) -> dict:
         )
     )
     if not gate.has_passed:
-        return {"gate": gate.as_json(), "status": "gate failed", "detail": gate.first_failure()}
+        return gate.as_row()
 
     @cache
     def count(width: int, frames: int) -> dict:
@@ -232,8 +230,7 @@ def counts(request: dict) -> dict:
         guess = crossing(points, memory)
         most, _ = largest(lambda frames, memory=memory: own(frames)["training_bytes"] <= memory, guess)
         predicted.append({"memory_bytes": memory, "most_frames": most} | ({} if most == 0 else own(most)))
-    rows = {"saved": saved, "widths": widths, "predicted": predicted}
-    return {"gate": gate.as_json(), "status": "ok", "detail": ""} | rows
+    return gate.as_row() | {"saved": saved, "widths": widths, "predicted": predicted}
 
 
 def training_bytes(saved_bytes: int, parameters: int) -> int:

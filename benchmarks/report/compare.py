@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.measure.environment import one_line
 from benchmarks.report.kinds import OK, Kind, Measure, about, kind_named
 from benchmarks.report.tables import Table
+from benchmarks.shapes import GIB, MIB
 from ssmvdm.errors import InputError
 from ssmvdm.json_file import read_object
 
@@ -142,5 +143,5 @@ def in_unit(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
     if unit == "bytes":
-        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+        return f"{value / GIB:.2f} GiB" if value >= GIB else f"{value / MIB:.1f} MiB"
     return f"{value:.4g}" + ("" if unit == "1" else f" {unit}")

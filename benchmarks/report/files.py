@@ -3,7 +3,8 @@
 import csv
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
@@ -27,19 +28,24 @@ def prepare_folder(folder: Path) -> Path:
         raise InputError(f"cannot write results to {folder}: {error.strerror or error}") from error
 
 
+@contextmanager
+def all_or_none(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` for new files: they are renamed to their places when the block is done, so that one that
+    breaks leaves the earlier files whole."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir()):
+            path.replace(folder / path.name)
+
+
 def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, stem: str) -> Path:
     """Of every result JSON, CSV, Markdown and its pictures, each named after its kind; of all together one page,
-    <stem>.html, whose path is returned. changes: comparisons with earlier results by kind.
-
-    Everything is written beside its place first and renamed last, so that an interrupted run leaves the earlier
-    results whole.
-    """
+    <stem>.html, whose path is returned. changes: comparisons with earlier results by kind."""
     from benchmarks.report import pictures
     from benchmarks.report.kinds import kind_named
     from benchmarks.report.result_page import result_page
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
-        draft = Path(name)
+    with all_or_none(folder) as draft:
         for result in results:
             kind = kind_named(result["kind"])
             (draft / f"{kind.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -48,8 +54,6 @@ def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, st
             for picture in kind.pictures(result):
                 pictures.save(picture, result["environment"], draft)
         (draft / f"{stem}.html").write_text(result_page(results, changes), encoding="utf-8")
-        for path in sorted(draft.iterdir()):
-            path.replace(folder / path.name)
     return folder / f"{stem}.html"
 
 

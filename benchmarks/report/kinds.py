@@ -63,6 +63,13 @@ def kind_named(name: str) -> Kind:
     return importlib.import_module(_MODULES[name]).KIND
 
 
+def cell(row: dict | None, shown: Callable[[dict], str]) -> str:
+    """Of a table: shown(row) if the row has numbers, else why it has none; a dash where there is no row."""
+    if row is None:
+        return "–"
+    return shown(row) if row["status"] == OK else row["status"]
+
+
 def without_numbers(kind: Kind, result: dict) -> Table | None:
     """What is not "ok", rows with the same reason together; None if everything is."""
     found: dict[tuple[str, str], list[str]] = {}

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.shapes import Layer, Published, layer_named
+from benchmarks.shapes import Published, layer_named
 
 STYLE = {
     "font.family": "sans-serif",
@@ -17,7 +18,7 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the reader's own font
     "svg.hashsalt": "ssmvdm",  # the same figure gives the same file
 }
-EMPHASISED = "bi-s6"
+EMPHASISED = ("bi-s6", "ours")
 FEW_DECADES = 200.0  # least to largest value of an axis that has room for more labels than the decades
 
 
@@ -35,10 +36,26 @@ class Theme:
 THEMES = (Theme("light", 0, "#ffffff", "#1c2330", "#8a93a3"), Theme("dark", 1, "#12161d", "#e8ecf2", "#7d8798"))
 
 
+class Curve(Protocol):
+    """What is drawn as one curve; color: on light and on dark ground, marker: matplotlib's."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def color(self) -> tuple[str, str]: ...
+
+    @property
+    def marker(self) -> str: ...
+
+
 def curves(
     axes: Axes,
     theme: Theme,
-    layers: Sequence[Layer],
+    layers: Sequence[Curve],
     rows: Sequence[dict],
     values: Callable[[dict], list[float]],
     x: str = "frames",
@@ -56,7 +73,7 @@ def curves(
         good = [(row[x], values(row)) for row in own if row["status"] == "ok"]
         failures += [(row[x], layer, row["status"]) for row in own if row["status"] != "ok"]
         color, places = layer.color[theme.index], [place for place, _ in good]
-        width = 2.4 if layer.name == EMPHASISED else 1.6
+        width = 2.4 if layer.name in EMPHASISED else 1.6
         middles = [median(of_row) for _, of_row in good]
         axes.plot(places, middles, layer.marker + "-", color=color, label=layer.label, lw=width, ms=6, zorder=3)
         lows, highs = [min(of_row) for _, of_row in good], [max(of_row) for _, of_row in good]

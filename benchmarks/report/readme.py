@@ -12,15 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median, stdev
 
+from benchmarks.kernels.shapes import MODES
 from benchmarks.measure.environment import busy_warning
-from benchmarks.shapes import layer_named
+from benchmarks.shapes import MIB, layer_named
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCK = re.compile(r"<!-- numbers: (?P<name>[a-z]+) -->\n.*?<!-- end of numbers -->", re.DOTALL)
 FOLDER = re.compile(r'srcset="(?P<folder>[^"]+)/memory-dark\.svg"')
-MIB = 2**20
 SCAN = "base"  # the shape whose numbers are told
-MODES = ("forward", "forward+backward")
 
 
 class Results:

@@ -1,5 +1,6 @@
 """A table as it is described once, and shown as Markdown here, in the terminal (`terminal`) and on a page (`page`)."""
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -21,6 +22,14 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.header):
                 raise ValueError(f"table {self.title!r}: expected rows of {len(self.header)} cells, got {row}")
+
+
+def pivot(cells: Iterable[tuple[str, Hashable, str]], columns: Sequence[Hashable]) -> list[list[str]]:
+    """Rows from (label of the row, column, text), in the order in which the labels come; a dash where there is none."""
+    rows: dict[str, dict[Hashable, str]] = {}
+    for label, column, text in cells:
+        rows.setdefault(label, {})[column] = text
+    return [[label, *(texts.get(column, "–") for column in columns)] for label, texts in rows.items()]
 
 
 def markdown(table: Table) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.measure.environment import one_line
+from benchmarks.report.files import all_or_none
 from benchmarks.report.plots import STYLE, THEMES, Theme
 from benchmarks.shapes import layer_named
 
@@ -19,9 +19,8 @@ STEM, CURVE = "evaluation", "consistency"
 
 
 def write_all(result: dict, folder: Path) -> Path:
-    """Everything is written beside its place first and renamed last. Returns the path of the Markdown page."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
-        draft = Path(name)
+    """Returns the path of the Markdown page."""
+    with all_or_none(folder) as draft:
         (draft / f"{STEM}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (draft / f"{STEM}.md").write_text(as_markdown(result), encoding="utf-8")
         if result["runs"][0]["consistency"] is not None:
@@ -30,8 +29,6 @@ def write_all(result: dict, folder: Path) -> Path:
                     draw_consistency(result, theme).savefig(
                         draft / f"{CURVE}-{theme.name}.svg", metadata={"Date": None}
                     )
-        for path in sorted(draft.iterdir()):
-            path.replace(folder / path.name)
     return folder / f"{STEM}.md"
 
 

@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.report.plots import STYLE, Theme
-from benchmarks.shapes import Layer, layer_named
+from benchmarks.shapes import MIB, Layer, layer_named
 from ssmvdm.reproduce.study import REFERENCE
-
-MIB = 2**20
 
 
 def panel_svgs(result: dict, theme: Theme) -> list[str]:

@@ -4,10 +4,8 @@ from statistics import mean, stdev
 
 from benchmarks.measure.environment import busy_warning, one_line
 from benchmarks.report.tables import Table, markdown
-from benchmarks.shapes import layer_named
+from benchmarks.shapes import MIB, layer_named
 from ssmvdm.reproduce.held_out import BANDS
-
-MIB = 2**20
 
 
 def labels_of(result: dict) -> dict[str, str]:

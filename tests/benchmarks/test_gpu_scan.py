@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import bench_scan
 from benchmarks.bench_scan import Options
-from benchmarks.kernels import gpu_rivals, gpu_timing, mamba_ssm_sdist, rivals, scan_case
+from benchmarks.kernels import gpu_rivals, mamba_ssm_sdist, rivals, scan_case
 from benchmarks.kernels.gpu_tables import markdown
 from benchmarks.kernels.scan_case import Shape, gate_rival
-from benchmarks.measure import eager
+from benchmarks.measure import eager, gpu_timing
 from ssmvdm.errors import InputError
 from tests.conftest import require_backend
 

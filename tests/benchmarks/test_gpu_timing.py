@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.kernels import gpu_device, gpu_timing
 from benchmarks.kernels.gpu_floors import floors
 from benchmarks.kernels.scan_case import Shape
+from benchmarks.measure import gpu_device, gpu_timing
 
 
 class FakeClock:

@@ -14,6 +14,7 @@ from benchmarks.layers import kind, tasks
 from benchmarks.layers.candidates import ALL, BASE, MODES, QUICK, Shape, candidate_named
 from benchmarks.layers.case import Buffers, Case, gate, truths, two_pixels
 from benchmarks.measure.children import call_child
+from benchmarks.measure.meter import meter_of
 from benchmarks.measure.process_memory import available_bytes
 from benchmarks.report import page
 from ssmvdm import cli, convert
@@ -251,8 +252,9 @@ def test_on_a_gpu_every_turn_has_many_launches_and_peaks_are_those_of_its_alloca
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: next(counted))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(counted))
-    before = tasks._start_of_peak(True)
-    assert (before, tasks._peak_since(before, True)) == (100, 150)
+    meter = meter_of("cuda")
+    before = tasks._start_of_peak(meter)
+    assert (before, meter.peak() - before) == (100, 150)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory limits are read from Linux's /proc")

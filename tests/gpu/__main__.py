@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels import gpu_device
+from benchmarks.measure import gpu_device
 from benchmarks.measure.environment import device_slug
 
 from . import deadline

@@ -11,7 +11,7 @@ from statistics import median, quantiles
 
 import torch
 
-from benchmarks.kernels import gpu_device
+from benchmarks.measure import gpu_device
 
 WARM_UPS = 3
 CLOCK_PERIOD_S = 1.0  # asking for the clocks costs some 50 ms of the host
