@@ -26,7 +26,7 @@ PIP := $(ENV_PYTHON) -m pip --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f)
 
 .PHONY: help bench bench-full bench-micro readme demo test test-cuda-offline test-sanitized test-triton test-integration
-.PHONY: mutants sass cuda-resources triton-resources build lint clean coverage missing
+.PHONY: test-survival mutants sass cuda-resources triton-resources build lint clean coverage missing
 .NOTPARALLEL:
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "make mutants   planted bugs, each of which the suite has to see -> tests/mutants/table.md"
 	@echo "make test-triton   Triton kernels: every interpreted case, every architecture compiled"
 	@echo "make test-integration   the tests against other packages, the long ones too, and the documentation"
+	@echo "make test-survival   training killed at 500 random instants and resumed, to the bit"
 	@echo "make test-gpu    on a GPU: build for it, all cases on it, compute-sanitizer, the benchmark; under ten minutes"
 	@echo "make bench-gpu   the scan against its rivals on a GPU, at length -> benchmarks/results/"
 	@echo "make build   the package, installed editable with what development needs"
@@ -99,6 +100,9 @@ test-triton: build
 
 test-integration: build $(STAMPS)/integration
 	HF_HUB_OFFLINE=1 $(ENV_PYTHON) -m pytest -q -m "slow or not slow" tests/integration tests/docs
+
+test-survival: build
+	$(ENV_PYTHON) -m pytest -q -m slow tests/training/test_killed.py
 
 # An environment that is not ours is taken as it is; what is built is a stage of the command.
 GPU_READY := $(if $(strip $(VENV)),$(STAMPS)/requirements)

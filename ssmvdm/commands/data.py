@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ssmvdm.commands.frame_rate import check_fps
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
 
@@ -67,8 +68,7 @@ def run(options: DataOptions) -> None:
     kind, path = options.out.suffix.lower(), options.out
     if kind not in (".gif", ".npy"):
         raise InputError(f"--out: expected a file name ending in .gif or .npy, got {str(path)!r}")
-    if not 0.0 < options.fps <= 100.0:
-        raise InputError(f"--fps: expected a number above 0 and at most 100, got {options.fps}")
+    check_fps(options.fps)
     if options.scale < 1:
         raise InputError(f"--scale: expected a whole number of at least 1, got {options.scale}")
     if kind == ".gif":

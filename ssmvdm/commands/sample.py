@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import tyro
 
 from ssmvdm.commands.device import device_named
+from ssmvdm.commands.frame_rate import check_fps
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
 
@@ -138,8 +139,7 @@ def _check(options: SampleOptions) -> None:
     for name, value in (("count", options.count), ("batch", options.batch), ("long", options.long)):
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected a whole number of at least 1, got {value}")
-    if not 0.0 < options.fps <= 100.0:
-        raise InputError(f"--fps: expected a number above 0 and at most 100, got {options.fps}")
+    check_fps(options.fps)
     if options.long is not None and options.frames is not None:
         raise InputError("--long and --frames: both say how many frames, expected one of them")
     for name, value in (("embeddings", options.embeddings), ("guidance", options.guidance != 1)):
