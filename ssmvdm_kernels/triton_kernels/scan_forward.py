@@ -46,7 +46,7 @@ def forward_kernel(
         walk(load_states(None, tile, sizes, O), back, to_back, tile, sizes, O, PART_BACK)
 
 
-TILINGS = Tilings(channels=Tiling(64, 1), lanes=Tiling(8, 16, warps=2))
+TILINGS = Tilings(channels=Tiling(64, 1), lanes=Tiling(16, 16, warps=2))
 
 
 def scan_forward(*arguments) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ CUDA = {  # names of the CUDA kernels
     "channels": "ChannelThreads",
     "lanes": "LaneThreads",
 }
-TIMES_THE_GOAL = {"scan forward": 1.35, "scan backward": 1.6}  # of the CUDA kernel: so many slots may be taken here
+TIMES_CUDA = {"scan forward": 1.35, "scan backward": 1.6}  # the slots of the CUDA kernel: so many may be taken here
 HEAD = """# What the Triton kernels take
 
 Compiled ahead of time by Triton {version} through the launch code; made by `make triton-resources`. Nothing here
@@ -45,11 +45,11 @@ was measured.
 SLOTS_HEAD = """
 ## Issue slots of the scan's time loops per 32 elements, both directions
 
-The CUDA kernels' are those of sm_90 in [sass.md](../../csrc/cuda/sass.md), with every option on, as here. At most
-{forward} times the CUDA kernel's goal is allowed forward, {backward} times backward.
+The CUDA kernels' are those of sm_90 in [sass.md](../../csrc/cuda/sass.md), with every option on, as here. On
+sm_90 at most {forward} times the CUDA kernel's are allowed forward, {backward} times backward.
 
-| kernel | {architectures} | CUDA | sm_90 / CUDA | goal of CUDA | sm_90 / goal |
-|---|{columns}|---|---|---|---|
+| kernel | {architectures} | CUDA | sm_90 / CUDA |
+|---|{columns}|---|---|
 """
 
 
@@ -84,11 +84,6 @@ def key_of(call: str, layout: str) -> str:
     return f"{call}, {layout}"
 
 
-def goal(call: str, layout: str) -> int:
-    """Issue slots that the CUDA kernel aims at."""
-    return sass.GOALS[CUDA[call], CUDA[layout]]
-
-
 def cuda_slots(call: str, layout: str) -> int:
     """Issue slots of the CUDA kernel for whole tiles of any length, by its committed report."""
     pattern = rf"\| `{CUDA[call]}<bfloat16, {CUDA[layout]}<[\w, ]+>, true, false>` \| (\d+) \|"
@@ -105,14 +100,14 @@ def report(version: str, table: dict[str, dict[str, dict]]) -> str:
         cells = (" / ".join(str(entries[key][name]) for name in demands) for entries in table.values())
         text += f"| {key} | {' | '.join(cells)} |\n"
     counted = [name for name in table if name.startswith("sm_")]
-    times = {call.split()[1]: value for call, value in TIMES_THE_GOAL.items()}
+    times = {call.split()[1]: value for call, value in TIMES_CUDA.items()}
     columns = "|".join("---" for _ in counted)
     text += SLOTS_HEAD.format(architectures=" | ".join(counted), columns=columns, **times)
     for key, (call, layout) in keys.items():
         if call in TILINGS:
-            of_cuda, ours = (cuda_slots(call, layout), goal(call, layout)), table["sm_90"][key]["slots"]
+            of_cuda = cuda_slots(call, layout)
             cells = [str(table[name][key]["slots"]) for name in counted]
-            cells += [cell for number in of_cuda for cell in (str(number), f"{ours / number:.2f}")]
+            cells += [str(of_cuda), f"{table['sm_90'][key]['slots'] / of_cuda:.2f}"]
             text += f"| {key} | {' | '.join(cells)} |\n"
     return text
 
