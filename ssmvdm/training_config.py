@@ -163,13 +163,13 @@ def _first_version(data: str, frames: int, size: int = 32, timesteps: int = 256,
 _DEMO = TrainingConfig(
     network=UNet3DConfig(base_channels=16, channel_mults=(1, 2), temporal=TemporalConfig(heads=2)),
     data=DataConfig("maze", frames=16, size=16),
-    steps=500,
+    steps=680,
     batch=4,
     learning_rate=3e-3,
     clip_norm=1.0,
     ema_decay=0.99,
-    checkpoint_every=125,
-    sample_every=500,
+    checkpoint_every=170,
+    sample_every=680,
 )
 
 # Of data sets on disk the place is the user's to say: --data.path. The paper merged training and test videos, which is

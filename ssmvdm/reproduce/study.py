@@ -122,7 +122,7 @@ SCALES = {
         network=Network(base_channels=16, size=16, channel_mults=(1, 2), heads=2),
         frames=16,
         batch=2,
-        steps=600,
+        steps=500,
         learning_rate=2e-3,
         seeds=3,
         held_out=48,
