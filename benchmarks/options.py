@@ -28,7 +28,18 @@ class RunOptions:
     """Show the report in the browser when done."""
 
     def folder(self) -> Path:
-        return self.out or RESULTS / device_slug(device_name())
+        return self.out or device_folder("cpu")
+
+
+def device_folder(device: str) -> Path:
+    """Where results of a device go, named by what it calls itself; InputError for a GPU that is not there."""
+    if device == "cpu":
+        return RESULTS / device_slug(device_name())
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {device}: no such device can be used: PyTorch finds no CUDA device")
+    return RESULTS / device_slug(torch.cuda.get_device_name())
 
 
 def check_distinct(option: str, values: Sequence) -> None:

@@ -23,7 +23,7 @@ def scan_peak(request: dict) -> dict:
     tensors = make(shape)
     process_memory.release_free_memory()
     if not process_memory.reset_peak():
-        return {"status": "not available", "detail": "this system does not tell a process its peak memory"}
+        return {"status": "not applicable", "detail": "this system does not tell a process its peak memory"}
     before = process_memory.resident_bytes()
     y = run(tensors)
     torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.layers.candidates import ALL, QUICK, WIDTHS, Shape, candidate_named
-from benchmarks.measure.environment import device_slug
-from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
-from benchmarks.report.files import RESULTS
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive, device_folder
 from ssmvdm.errors import InputError
 
 STRIDE = 2 ** (len(WIDTHS) - 1)  # of the U-Net, in pixels
@@ -94,11 +92,7 @@ class LayerOptions(RunOptions):
         check_positive("--budget-seconds", self.budget_seconds)
 
     def folder(self) -> Path:
-        if self.device == "cpu" or self.out is not None:
-            return super().folder()
-        from benchmarks.measure import gpu_device
-
-        return RESULTS / device_slug(gpu_device.name(self.device))
+        return self.out or device_folder(self.device)
 
     def timed_launches(self) -> int:
         if self.launches is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.measure.process_memory import affordable_bytes
-from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive, device_folder
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, layer_named
 from ssmvdm.errors import InputError
 
@@ -119,6 +119,4 @@ class MemoryOptions(RunOptions):
         return affordable_bytes() if self.device == "cpu" else None
 
     def folder(self) -> Path:
-        """That of a GPU is apart from that of the machine's processor, whose results would be replaced."""
-        folder = super().folder()
-        return folder if self.out or self.device == "cpu" else folder.with_name(f"{folder.name}-{self.device}")
+        return self.out or device_folder(self.device)

@@ -12,14 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from benchmarks.layers.options import LayerOptions
 from benchmarks.measure.children import call_child
+from benchmarks.measure.environment import device_name, device_slug
 from benchmarks.measure.journal import Journal
 from benchmarks.models import memory, tasks
 from benchmarks.models.kind import KIND, SECTIONS
 from benchmarks.models.options import MemoryOptions
-from benchmarks.report.files import write_all
+from benchmarks.report.files import RESULTS, write_all
 from benchmarks.shapes import GIB, Network
 from ssmvdm import cli
+from ssmvdm.errors import InputError
 from ssmvdm.temporal.linear_attention import TemporalLinearAttention
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -377,9 +380,15 @@ def test_the_same_is_measured_on_a_gpu():
     assert answer["status"] == "out of memory"
 
 
-def test_results_of_a_gpu_do_not_replace_those_of_the_processor(tmp_path):
+def test_results_of_a_gpu_are_named_by_the_gpu_and_without_one_a_line_says_so(tmp_path, monkeypatch):
     options = MemoryOptions(device="cuda")
-    assert options.folder() != MemoryOptions().folder()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cuda: no such device can be used"):
+        options.folder()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X1 80GB")
+    assert options.folder() == LayerOptions(device="cuda").folder() == RESULTS / "nvidia-x1-80gb"
+    assert MemoryOptions().folder() == LayerOptions().folder() == RESULTS / device_slug(device_name())
     assert options.limit_bytes() is None
     assert MemoryOptions(device="cuda", out=tmp_path).folder() == tmp_path
     with pytest.raises(ValueError, match="--device: expected cpu or cuda, got 'tpu'"):
