@@ -48,6 +48,7 @@ class Workshop:
         if problem:
             return verdict("does not apply", problem)
         if mutant.tests not in self._passing:
+            self._build()  # the mutant before this one is out of the source, not out of the extension
             self._passing[mutant.tests] = self._first_failure(mutant.tests)
         if self._passing[mutant.tests] is not None:
             return verdict("fails without", str(self._passing[mutant.tests]))
