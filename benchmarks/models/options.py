@@ -69,8 +69,7 @@ class MemoryOptions(RunOptions):
     @classmethod
     def quick(cls) -> "MemoryOptions":
         """Part of `bench all`."""
-        return cls(layers=QUICK_LAYERS, frames=(16, 64, 256), repeats=2, search_limit_gib=0.25,
-                   widths=(64, 112, 160), width_frames=(64,))  # fmt: skip
+        return cls(layers=QUICK_LAYERS, repeats=2, search_limit_gib=None, widths=(64, 112, 160), width_frames=(64,))
 
     @classmethod
     def full(cls) -> "MemoryOptions":
