@@ -69,19 +69,20 @@ def parse(argv: Sequence[str]):
 
 
 def in_one_line(complaint: str) -> str:
-    """tyro's framed, coloured complaint as one sentence, without the options' help that it appends."""
+    """tyro's framed, coloured complaint as one sentence, without the help of options that it appends."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
     lines = [line.strip("\u2502| ").strip() for line in plain.splitlines()]
     lines = [line for line in lines if line and not set(line[:2]) & set("\u256d\u2570\u2500+")]
     told = []
     for line in lines:
-        if line.startswith(("Argument helptext", "For full helptext", "Arguments similar to")):
+        if line.startswith(HELP_OF_OPTIONS):
             break
         told.append(line)
     sentence = " ".join(told or lines).removeprefix("Error parsing ")
     return re.sub(r"^__tyro-dummy-inner__\.(training\.)?", "", sentence).rstrip(".") + "; see --help"
 
 
+HELP_OF_OPTIONS = ("Argument helptext", "For full helptext", "Arguments similar to", "Perhaps you meant")
 DESCRIPTION = """Video diffusion with bidirectional selective scans instead of temporal attention."""
 COMMANDS = {
     train.TrainOptions: train.run,
