@@ -48,13 +48,22 @@ def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, st
     with all_or_none(folder) as draft:
         for result in results:
             kind = kind_named(result["kind"])
-            (draft / f"{kind.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            (draft / f"{kind.name}.json").write_text(in_json(result), encoding="utf-8")
             (draft / f"{kind.name}.md").write_text(in_markdown(kind, result, changes.get(kind.name)), encoding="utf-8")
             write_csv(kind, result, draft / f"{kind.name}.csv")
             for picture in kind.pictures(result):
                 pictures.save(picture, result["environment"], draft)
         (draft / f"{stem}.html").write_text(result_page(results, changes), encoding="utf-8")
     return folder / f"{stem}.html"
+
+
+def in_json(result: dict) -> str:
+    """A line per row of a section and per other entry, so that a difference of two results can be read."""
+    entries = []
+    for name, value in result.items():
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in value) if isinstance(value, list) else ""
+        entries.append(f" {json.dumps(name)}: " + (f"[\n{rows}\n ]" if rows else json.dumps(value)))
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def in_markdown(kind: "Kind", result: dict, change: "Table | None") -> str:
