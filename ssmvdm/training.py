@@ -22,12 +22,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
 from benchmarks.measure.process_memory import resident_bytes
 from benchmarks.shapes import GIB
-from ssmvdm import checkpoint
+from ssmvdm import checkpoint, sharding
+from ssmvdm.blocks import PreNormResidual, ResBlock
 from ssmvdm.checkpoint import State
 from ssmvdm.data.export import replacing, write_gif
 from ssmvdm.data.source import open_source
@@ -39,8 +42,9 @@ from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 
 PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# What a run may change when it is resumed: nothing that its weights at a given step depend on.
-FREE = ("steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps")
+# What a run may change when it is resumed: nothing that its weights at a given step depend on. Sharded, the norm of the
+# gradient is summed in another order: where it clips, weights agree to rounding.
+FREE = ("steps", "sharded", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps")
 
 
 class NonFiniteError(ArithmeticError):
@@ -111,11 +115,16 @@ class Run:
         self.diffusion = config.diffusion.process()
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(config.seed)
-            self.network = UNet3D(config.network).to(device)
+            self.network = UNet3D(config.network)
+        if not config.sharded:  # else each part goes to the device by itself: the whole may not fit there
+            self.network.to(device)
         self.ema = averaged(self.network, config.ema_decay)
         optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, betas=(0.9, 0.999))
         # Neither parallel training nor torch.compile puts other parameters into `network`: it stays what is trained.
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        if config.sharded:
+            sharding.take_parts(self.ema.module, self.network)
+            self.ema.to(device)
         self.step = self.examples_seen = 0
         if found is not None:
             self._restore(found)
@@ -132,7 +141,7 @@ class Run:
                 accelerator.backward(loss)
                 total += loss.detach()
         # A limit of infinity leaves the gradient as it is, to the bit, and gives its norm all the same.
-        norm = accelerator.clip_grad_norm_(self.network.parameters(), config.clip_norm or math.inf)
+        norm = sharding.whole(accelerator.clip_grad_norm_(self.network.parameters(), config.clip_norm or math.inf))
         # One exchange per step: what all processes must agree on. It is also the step's only wait for the device.
         told = torch.stack((total / config.accumulate, norm.float(), torch.full_like(total, is_asked_to_stop)))
         loss_value, norm_value, asked = accelerator.reduce(told, "mean").tolist()
@@ -158,22 +167,25 @@ class Run:
         """Checkpoint and samples, where it is time for them."""
         config, is_last = self.config, self.step == self.config.steps
         if is_stopping or is_last or self.step % config.checkpoint_every == 0:
+            state = self._state()
             if log is not None:
                 log.sync()  # the lines up to a checkpoint are there if the checkpoint is
-                checkpoint.save(self.checkpoints, self._state(), config.keep)
+                checkpoint.save(self.checkpoints, state, config.keep)
             self.accelerator.wait_for_everyone()
-        if config.sample_every and (is_last or self.step % config.sample_every == 0) and self.is_main:
-            self.write_samples()
+        if config.sample_every and (is_last or self.step % config.sample_every == 0):
+            network = self._averaged_network()
+            if self.is_main:
+                self.write_samples(network)
 
-    def write_samples(self) -> Path:
-        """folder/samples/step-N.gif, a few videos from the averaged weights; of a network with a condition, under those
+    def write_samples(self, network: UNet3D) -> Path:
+        """folder/samples/step-N.gif, a few videos of the network; of one with a condition, under those
         of the first examples."""
         config, data = self.config, self.config.data
         steps = min(config.sample_steps, config.diffusion.timesteps)
         numbers = () if self.examples.condition is None else range(config.samples)
         cond = torch.stack([self.examples[n].cond for n in numbers]) if numbers else None
         videos = sample_videos(
-            self.ema.module, self.diffusion, config.samples, data.frames, data.size, sampler="ddim", steps=steps,
+            network, self.diffusion, config.samples, data.frames, data.size, sampler="ddim", steps=steps,
             seed=config.seed, batch=config.batch, cond=cond,
         )  # fmt: skip
         path = self.folder / "samples" / f"step-{self.step}.gif"
@@ -191,32 +203,48 @@ class Run:
         shown = {} if self.examples.condition is None else {"cond": cond, "cond_drop": cond_drop}
         return self.diffusion.training_loss(self.model, x0, t, noise, **shown)
 
+    def _averaged_network(self) -> UNet3D:
+        """With the averaged weights. Sharded, all processes call this together and the main one has a whole copy."""
+        if not self.config.sharded:
+            return self.ema.module
+        weights = sharding.gathered(self.ema.module.state_dict(), self.is_main)
+        with torch.device("meta"):
+            network = UNet3D(self.config.network)
+        if self.is_main:
+            network.to_empty(device=self.accelerator.device).load_state_dict(weights)
+        return network
+
     def _state(self) -> State:
+        """Sharded, all processes call this together and only the main one has the tensors."""
         moments = self.optimizer.optimizer.state
         return State(
             config=self.config,
             step=self.step,
             examples=self.examples_seen,
-            model=self.network.state_dict(),
-            ema=self.ema.module.state_dict(),
-            optimizer={
-                f"{name}.{key}": moments[parameter][key]
-                for name, parameter in self.network.named_parameters()
-                for key in checkpoint.MOMENTS
-            },
+            model=sharding.gathered(self.network.state_dict(), self.is_main),
+            ema=sharding.gathered(self.ema.module.state_dict(), self.is_main),
+            optimizer=sharding.gathered(
+                {
+                    f"{name}.{key}": moments[parameter][key]
+                    for name, parameter in self.network.named_parameters()
+                    for key in checkpoint.MOMENTS
+                },
+                self.is_main,
+            ),
             scaler={} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         )
 
     def _restore(self, state: State) -> None:
         self.step, self.examples_seen = state.step, state.examples
-        self.network.load_state_dict(state.model)
-        self.ema.module.load_state_dict(state.ema)
+        for network, weights in ((self.network, state.model), (self.ema.module, state.ema)):
+            held = network.state_dict()
+            network.load_state_dict({name: sharding.part(weights[name], held[name]) for name in held})
         self.ema.n_averaged.fill_(state.step)
         for name, parameter in self.network.named_parameters():
             moments = {key: state.optimizer[f"{name}.{key}"].clone() for key in checkpoint.MOMENTS}
             # Adam keeps its step count on the CPU.
             self.optimizer.optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
+                key: value if key == "step" else sharding.part(value, parameter) for key, value in moments.items()
             }
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
@@ -276,10 +304,25 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision=PRECISION_OF_ACCELERATE[config.precision],
         gradient_accumulation_steps=config.accumulate,
         dynamo_backend="inductor" if config.compile else "no",
+        fsdp_plugin=_sharding() if config.sharded else None,
     )
+    if config.sharded and accelerator.distributed_type != DistributedType.FSDP:  # accelerate would train without it
+        came = f"{accelerator.num_processes} on {accelerator.device.type}"
+        raise ValueError(f"sharded: needs several processes with a GPU each, and this is a run of {came}")
     if config.precision == "fp16" and accelerator.scaler is None:  # accelerate would compute in float32
         raise ValueError(f"precision: fp16 needs a GPU, and this is a run on {accelerator.device.type}; bf16 does not")
     return accelerator
+
+
+def _sharding() -> FullyShardedDataParallelPlugin:
+    """A block at a time is whole. Mixed precision stays autocast's, so that gradients are summed in float32."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[ResBlock.__name__, PreNormResidual.__name__],
+        mixed_precision_policy=MixedPrecisionPolicy(),
+        cpu_ram_efficient_loading=False,  # every process makes the same network, on the CPU
+    )
 
 
 def _summary(record: dict) -> str:

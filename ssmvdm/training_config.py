@@ -73,6 +73,10 @@ class TrainingConfig:
     compile: bool = False
     """Run the network through torch.compile."""
 
+    sharded: bool = False
+    """Each process holds a part of the parameters, gradients, moments and averages (FSDP2), for networks that do not
+    fit one GPU; needs several processes with a GPU each."""
+
     workers: int = 0
     """Processes that load clips ahead, per training process; 0 loads them in between."""
 
@@ -112,8 +116,12 @@ class TrainingConfig:
         if self.cond_drop not in (0, 1):
             _check_number("cond_drop", self.cond_drop, 0.0, 1.0)
         check_choice("precision", self.precision, PRECISIONS)
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"compile must be True or False, got {self.compile!r}")
+        for name in ("compile", "sharded"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.sharded and (self.compile or self.precision == "fp16"):
+            came = f"compile {self.compile} and precision {self.precision}"
+            raise ValueError(f"sharded: needs compile False and precision fp32 or bf16, got {came}")
         if self.network.cond_dim is None and self.data.embeddings is not None:
             raise ValueError("data.embeddings: needs a network with cond_dim, this one has none")
         multiple = self.network.frame_multiple
