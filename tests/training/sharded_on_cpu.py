@@ -1,5 +1,7 @@
 """The command line with accelerate's FSDP switched on where accelerate itself leaves it off: processes on the CPU."""
 
+import sys
+
 import accelerate
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
@@ -17,4 +19,4 @@ class Accelerator(accelerate.Accelerator):
 
 if __name__ == "__main__":
     training.Accelerator = Accelerator
-    cli.main()
+    sys.exit(cli.main())
