@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
 from benchmarks.measure.process_memory import resident_bytes
@@ -42,9 +41,10 @@ from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 
 PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# What a run may change when it is resumed: nothing that its weights at a given step depend on. Sharded, the norm of the
-# gradient is summed in another order: where it clips, weights agree to rounding.
-FREE = ("steps", "sharded", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps")
+# What a run may change when it is resumed: nothing that its weights at a given step depend on. Sharded, a step is
+# rounded otherwise, as with another number of processes.
+FREE = ("steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples")
+FREE += ("sample_steps", "sharded")
 
 
 class NonFiniteError(ArithmeticError):
@@ -315,12 +315,11 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def _sharding() -> FullyShardedDataParallelPlugin:
-    """A block at a time is whole. Mixed precision stays autocast's, so that gradients are summed in float32."""
+    """A block at a time is whole."""
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=[ResBlock.__name__, PreNormResidual.__name__],
-        mixed_precision_policy=MixedPrecisionPolicy(),
         cpu_ram_efficient_loading=False,  # every process makes the same network, on the CPU
     )
 

@@ -119,9 +119,9 @@ class TrainingConfig:
         for name in ("compile", "sharded"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if self.sharded and (self.compile or self.precision == "fp16"):
+        if self.sharded and (self.compile or self.precision != "fp32"):
             came = f"compile {self.compile} and precision {self.precision}"
-            raise ValueError(f"sharded: needs compile False and precision fp32 or bf16, got {came}")
+            raise ValueError(f"sharded: needs compile False and precision fp32, got {came}")
         if self.network.cond_dim is None and self.data.embeddings is not None:
             raise ValueError("data.embeddings: needs a network with cond_dim, this one has none")
         multiple = self.network.frame_multiple
