@@ -23,7 +23,7 @@ def offset(index, stride, FAR: tl.constexpr):
     if FAR:
         product = index * number(stride)
     else:
-        product = tl.to_tensor(index).to(tl.int32) * number(stride).to(tl.int32)
+        product = (number(stride).to(tl.int32) * index).to(tl.int32)  # index may be a number of Python
     return product
 
 
