@@ -10,7 +10,6 @@ is done, so that a run that is stopped leaves what it has measured.
 
 import argparse
 import gc
-import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,9 +24,8 @@ from benchmarks.kernels.gpu_tables import markdown, save_figures
 from benchmarks.kernels.scan_case import Shape
 from benchmarks.kernels.scan_options import DTYPES, LAYOUTS
 from benchmarks.measure import gpu_device, gpu_timing
-from benchmarks.measure.environment import device_slug
-from benchmarks.options import check_positive
-from benchmarks.report.files import RESULTS, all_or_none, prepare_folder
+from benchmarks.options import check_positive, device_folder
+from benchmarks.report.files import all_or_none, in_json, prepare_folder
 from ssmvdm.errors import InputError
 
 MODES = ("forward", "backward")
@@ -227,7 +225,7 @@ def _release(device: str) -> None:
 def write(result: dict, folder: Path) -> None:
     """JSON, tables and figures."""
     with all_or_none(folder) as draft:
-        (draft / f"{STEM}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (draft / f"{STEM}.json").write_text(in_json(result), encoding="utf-8")
         (draft / f"{STEM}.md").write_text(markdown(result), encoding="utf-8")
         save_figures(result, draft, STEM)
 
@@ -235,7 +233,7 @@ def write(result: dict, folder: Path) -> None:
 def run(options: Options) -> int:
     """Measure and write; 0 if everything of ours passed its gate and was measured, and there was something of ours."""
     options.check()
-    folder = prepare_folder(options.out or RESULTS / device_slug(gpu_device.name(options.device)))
+    folder = prepare_folder(options.out or device_folder(options.device))
     result = measure(options, lambda result: write(result, folder))
     print(markdown(result))
     ours = [row["status"] for row in result["rows"] if row["is_ours"]]

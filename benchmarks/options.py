@@ -37,9 +37,11 @@ def device_folder(device: str) -> Path:
         return RESULTS / device_slug(device_name())
     import torch
 
+    from benchmarks.measure import gpu_device
+
     if not torch.cuda.is_available():
         raise InputError(f"--device {device}: no such device can be used: PyTorch finds no CUDA device")
-    return RESULTS / device_slug(torch.cuda.get_device_name())
+    return RESULTS / device_slug(gpu_device.name(device))
 
 
 def check_distinct(option: str, values: Sequence) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import gpu_device
-from benchmarks.measure.environment import device_slug
+from benchmarks.options import device_folder
 
 from . import deadline
 from .stages import Outcome, Phase, Stage, longest_s, python, run_phases
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = (options.out or ROOT / "benchmarks" / "results" / device_slug(gpu_device.name(device))).absolute()
+    out = (options.out or device_folder(device)).absolute()
     try:
         chosen = selected(phases(out, options.mamba), options.stages)
     except ValueError as error:
