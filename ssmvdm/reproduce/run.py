@@ -1,7 +1,6 @@
 """The whole of a study: jobs, judgement of the samples, conclusions, files."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure.environment import describe
+from benchmarks.report.files import in_json
 from ssmvdm.data.export import replacing
 from ssmvdm.data.source import ClipSource, open_source
 from ssmvdm.evaluation.frechet import frechet_distance
@@ -46,7 +46,7 @@ def reproduce(study: Study, folder: Path, advance: Callable[[str, float, float],
     result["conclusions"] = conclusions(quantities(result), labels)
     result["costs_in_words"] = cost_sentences(costs, labels)
     result["wall_seconds"] = time.monotonic() - start
-    write(folder / f"{STEM}.json", json.dumps(result, indent=1) + "\n")
+    write(folder / f"{STEM}.json", in_json(result))
     write(folder / f"{STEM}.md", as_markdown(result))
     write(folder / f"{STEM}.html", page(result, folder))
     return folder / f"{STEM}.html"
