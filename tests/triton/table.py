@@ -46,7 +46,8 @@ SLOTS_HEAD = """
 ## Issue slots of the scan's time loops per 32 elements, both directions
 
 The CUDA kernels' are those of sm_90 in [sass.md](../../csrc/cuda/sass.md), with every option on, as here. On
-sm_90 at most {forward} times the CUDA kernel's are allowed forward, {backward} times backward.
+sm_90 at most {forward} times as many are allowed forward, {backward} times backward; on the others of NVIDIA, as many
+times what the CUDA kernel aims at.
 
 | kernel | {architectures} | CUDA | sm_90 / CUDA |
 |---|{columns}|---|---|
@@ -82,6 +83,11 @@ def slots(kernel, call: str, layout: str) -> float:
 
 def key_of(call: str, layout: str) -> str:
     return f"{call}, {layout}"
+
+
+def goal(call: str, layout: str) -> int:
+    """Issue slots that the CUDA kernel aims at."""
+    return sass.GOALS[CUDA[call], CUDA[layout]]
 
 
 def cuda_slots(call: str, layout: str) -> int:
