@@ -43,8 +43,9 @@ from ssmvdm.unet3d import UNet3D
 PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # What a run may change when it is resumed: nothing that its weights at a given step depend on. Sharded, a step is
 # rounded otherwise, as with another number of processes.
-FREE = ("steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples")
-FREE += ("sample_steps", "sharded")
+FREE = (
+    "steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps", "sharded",
+)  # fmt: skip
 
 
 class NonFiniteError(ArithmeticError):
