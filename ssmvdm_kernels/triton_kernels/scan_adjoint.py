@@ -205,11 +205,13 @@ def walk_back(q, x, o, to, kept, slice, tile, add, sizes, O, PART):
             i = j * O.STEPS + k
             t = sizes.length - 1 - i if PART.REVERSE else i
             before, after = states[k], states[k + 1]
+            u, raw, dt, u_beside, dt_beside, B = inputs[k]  # a tuple that was part of another has lost its names
+            step = Inputs(u, raw, dt, u_beside, dt_beside, B)
             if O.RAGGED:
                 if i < sizes.length:
-                    c = adjoint_step(c, A, before, after, inputs[k], x, o, to, slice, t, tile, add, sizes, O, PART)
+                    c = adjoint_step(c, A, before, after, step, x, o, to, slice, t, tile, add, sizes, O, PART)
             else:
-                c = adjoint_step(c, A, before, after, inputs[k], x, o, to, slice, t, tile, add, sizes, O, PART)
+                c = adjoint_step(c, A, before, after, step, x, o, to, slice, t, tile, add, sizes, O, PART)
     return c
 
 
