@@ -20,7 +20,7 @@ from ..ops import BOTH, CONV1D, FORWARD, REVERSE, ConvTensors
 from .arithmetic import decoded, number, only_if, put_sum, sigmoid
 from .launch import Tiling, Tilings, ceil, run, sizes_of
 from .layout import Sequence, View, check, encoded, sequence_view
-from .tiles import at, tile_at
+from .tiles import Time, at, tile_at
 
 TILINGS = Tilings(channels=Tiling(64, 1), lanes=Tiling(1, 64))
 SEGMENT = 256  # steps that one program takes
@@ -44,7 +44,9 @@ class Options(NamedTuple):
 @triton.jit
 def load_at(view, tile, t, first, last):
     """Time t, or zeros outside of [first, last)."""
-    return tl.load(at(view, tile, t), mask=only_if((t >= first) & (t < last), tile.mask), other=0.0).to(tl.float32)
+    return tl.load(at(view, tile, Time(t, 0)), mask=only_if((t >= first) & (t < last), tile.mask), other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit
@@ -115,11 +117,11 @@ def forward_kernel(x, causal, anticausal, segment, sizes, O, BLOCK_D: tl.constex
         window = moved(window, load_at(x, tile, i, 0, sizes.length), O)
         if causal is not None:
             y = activated(product(window, taps, O, False) + bias, O)
-            tl.store(at(causal.y, tile, i), y, mask=only_if((i >= first) & (i < last), tile.mask))
+            tl.store(at(causal.y, tile, Time(i, 0)), y, mask=only_if((i >= first) & (i < last), tile.mask))
         if anticausal is not None:
             t = i - REACH
             y = activated(product(window, taps_b, O, True) + bias_b, O)
-            tl.store(at(anticausal.y, tile, t), y, mask=only_if((t >= first) & (t < last), tile.mask))
+            tl.store(at(anticausal.y, tile, Time(t, 0)), y, mask=only_if((t >= first) & (t < last), tile.mask))
 
 
 @triton.jit
@@ -168,7 +170,7 @@ def segment_back(x, causal, anticausal, dx, place, first, last, tile, add, sizes
             own = tl.where((t >= first) & (t < last), g, 0.0)
             dtaps_b, dbias_b = added_products(dtaps_b, own, window, O, True), dbias_b + own
         if dx is not None:
-            tl.store(at(dx, tile, t), total, mask=only_if((t >= first) & (t < last), tile.mask))
+            tl.store(at(dx, tile, Time(t, 0)), total, mask=only_if((t >= first) & (t < last), tile.mask))
     if causal is not None:
         put_sums(dtaps, dbias, place, tile, add, O)
     if anticausal is not None:

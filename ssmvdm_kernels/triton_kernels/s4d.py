@@ -24,7 +24,7 @@ from .arithmetic import decoded, number, put_sum
 from .call import Call, Results
 from .launch import Tiling, Tilings, run
 from .layout import Sequence, View, check, encoded, sequence_view
-from .tiles import add_part, gradient_of_sum, load_row, put_y, tile_at
+from .tiles import add_part, gradient_of_sum, load_row, put_y, tile_at, time_of
 
 MODES_AT_ONCE = 8
 STEPS = 4  # between checkpoints
@@ -93,7 +93,7 @@ def walk(x, o, kept, tile, sizes, MODES: tl.constexpr, EVERY: tl.constexpr, PART
             tl.store(place, re)
             tl.store(place + SIZE, im)
         for i in range(first, tl.minimum(first + EVERY, sizes.length)):
-            t = sizes.length - 1 - i if PART.REVERSE else i
+            t = time_of(i, 0, sizes.length, PART.REVERSE, False)
             u = load_row(x.u, tile, t)
             re, im = advance(re, im, decay_re, decay_im, u)
             if o.y is not None or o.y_sum is not None or o.dz is not None:
@@ -131,12 +131,12 @@ def walk_back(x, o, to, kept, slice, tile, add, sizes, MODES: tl.constexpr, STEP
         states = ((re, im),)
         for k in tl.static_range(STEPS):
             i = tl.minimum(first + k, sizes.length - 1)
-            u = load_row(x.u, tile, sizes.length - 1 - i if PART.REVERSE else i)
+            u = load_row(x.u, tile, time_of(i, 0, sizes.length, PART.REVERSE, False))
             re, im = advance(re, im, decay_re, decay_im, u)
             states = states + ((re, im),)
         for k in tl.static_range(STEPS - 1, -1, -1):
             if first + k < sizes.length:
-                t = sizes.length - 1 - first - k if PART.REVERSE else first + k
+                t = time_of(first, k, sizes.length, PART.REVERSE, False)
                 g, u = gradient_of_sum(o, tile, t), load_row(x.u, tile, t)
                 before_re, before_im = states[k]
                 after_re, after_im = states[k + 1]

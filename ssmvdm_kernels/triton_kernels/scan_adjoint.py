@@ -29,7 +29,7 @@ from .scan_walk import (
     states_of,
     with_states,
 )
-from .tiles import add_part, gradient_of_sum, load_row, put_y
+from .tiles import add_part, gradient_of_sum, load_row, put_y, time_of
 
 
 class Sums(NamedTuple):
@@ -94,7 +94,7 @@ def walk_again(h, x, o, kept, tile, sizes, O, PART):
     for first in range(0, sizes.length, O.STEPS):
         tl.store(kept + first // O.STEPS * SIZE, h)
         for i in range(first, tl.minimum(first + O.STEPS, sizes.length)):
-            t = sizes.length - 1 - i if PART.REVERSE else i
+            t = time_of(i, 0, sizes.length, PART.REVERSE, False)
             u, dt = load_row(x.u, tile, t), load_delta(x, tile, t)
             if O.SOFTPLUS:
                 dt = softplus(dt)
@@ -110,8 +110,10 @@ def steps_again(h, A, x, first, tile, sizes, O, PART):
     beyond the end of the sequence leave the states as they are."""
     before, inputs = (), ()
     for k in tl.static_range(O.STEPS):
-        i = tl.minimum(first + k, sizes.length - 1)
-        t = sizes.length - 1 - i if PART.REVERSE else i
+        if O.INNER:
+            t = time_of(first, k, sizes.length, PART.REVERSE, True)
+        else:
+            t = time_of(tl.minimum(first + k, sizes.length - 1), 0, sizes.length, PART.REVERSE, False)
         u, raw = load_row(x.u, tile, t), load_delta(x, tile, t)
         dt = softplus(raw) if O.SOFTPLUS else raw
         step = Inputs(u, raw, dt, beside_states(u), beside_states(dt), load_modulation(x.B, tile, t, sizes, O))
@@ -129,7 +131,7 @@ def sums_at(sums, slice, tile, t, sizes, O):
     """Pointers to the sums of the first kind at time t, (STATES, 1, BLOCK_S)."""
     base = slice * number(sums.slice) + tile.b * number(sums.batch) + tile.g * number(sums.group)
     base = sums.memory + (base + sizes.first_state // 4) * 4
-    four = offset(tile.s, sums.lane, sums.FAR) + offset(t, sums.time, sums.FAR)
+    four = offset(tile.s, sums.lane, sums.FAR) + offset(t.start + t.after, sums.time, sums.FAR)
     return base + (four * 4 + tl.arange(0, O.STATES)[:, None, None])
 
 
@@ -202,13 +204,12 @@ def walk_back(q, x, o, to, kept, slice, tile, add, sizes, O, PART):
         h = tl.load(kept + j * SIZE)
         states, inputs = steps_again(h, A, x, j * O.STEPS, tile, sizes, O, PART)
         for k in tl.static_range(O.STEPS - 1, -1, -1):
-            i = j * O.STEPS + k
-            t = sizes.length - 1 - i if PART.REVERSE else i
+            t = time_of(j * O.STEPS, k, sizes.length, PART.REVERSE, O.INNER)
             before, after = states[k], states[k + 1]
             u, raw, dt, u_beside, dt_beside, B = inputs[k]  # a tuple that was part of another has lost its names
             step = Inputs(u, raw, dt, u_beside, dt_beside, B)
             if O.RAGGED:
-                if i < sizes.length:
+                if j * O.STEPS + k < sizes.length:
                     c = adjoint_step(c, A, before, after, step, x, o, to, slice, t, tile, add, sizes, O, PART)
             else:
                 c = adjoint_step(c, A, before, after, step, x, o, to, slice, t, tile, add, sizes, O, PART)

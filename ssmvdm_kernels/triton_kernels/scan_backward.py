@@ -60,7 +60,7 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
     dy, dlast, *given, direction, merge, delta_softplus, needs = arguments
     gradients = SCAN.backward_shapes(*arguments)
     tensors = ScanTensors(*given)
-    call = ScanCall("scan_backward", tensors, direction, merge, delta_softplus, TILINGS, STEPS)
+    call = ScanCall("scan_backward", tensors, direction, merge, TILINGS)
     u = tensors.u
     check(call.op, "dy", dy, output_shape(u, direction, merge), u.dtype, u.device)
     if dlast is not None:
@@ -70,15 +70,16 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
         check(call.op, "dlast_state", dlast, state, torch.float32, u.device)
     results = Results(call, gradients[:-1], needs, gradients[-1] if needs & NEEDS_Y else None, dy)
     if not call.is_empty:
-        launch_all(call, results, dlast)
+        launch_all(call, results, dlast, delta_softplus)
     results.finish()
     return gradients
 
 
-def launch_all(call: ScanCall, results: Results, dlast: Tensor | None) -> None:
+def launch_all(call: ScanCall, results: Results, dlast: Tensor | None, softplus: bool) -> None:
     kept = results.checkpoints(STEPS, 1)
     to = [gradients_of(call, results, d) for d in range(call.count)]
     outputs = [results.outputs(d) for d in range(call.count)]
+    options = call.options(softplus, STEPS, call.has_inner_time(*to, *outputs))
     states = [state_view(t) for t in (call.tensors.initial_state, dlast, results.wanted.get("initial_state"))]
     for launch in range(call.launches):
         for d, x in enumerate(call.directions):
@@ -86,7 +87,7 @@ def launch_all(call: ScanCall, results: Results, dlast: Tensor | None) -> None:
             to_part = to[d]._replace(DU_ADD=u[0], DU_FINAL=u[1], DDELTA_ADD=delta[0], DDELTA_FINAL=delta[1])
             part = call.part(d, launch, shared=not call.halves)
             run(backward_kernel, call.sizes.programs, kept.device, call.tiling, x, outputs[d], to_part, *states, kept,
-                O=call.options, PART=part, sizes=call.sizes_of_launch(launch))  # fmt: skip
+                O=options, PART=part, sizes=call.sizes_of_launch(launch))  # fmt: skip
     for d in range(call.count):
         add_up(call, results, d, to[d])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton.language as tl
@@ -10,7 +11,7 @@ import triton.language as tl
 from ..ops import BOTH, ScanTensors
 from .call import Call
 from .launch import Tilings
-from .layout import check, modulation_view, sequence_view
+from .layout import Modulation, View, check, encoded, modulation_view, sequence_view
 from .scan_walk import Direction, Options
 
 STATES_AT_ONCE = 16
@@ -25,9 +26,7 @@ class ScanCall(Call):
         tensors: ScanTensors,
         direction: int,
         merge: int,
-        softplus: bool,
         tilings: Tilings,
-        steps: int = 1,
     ):
         self.op = op
         check_scan(op, tensors, direction)
@@ -35,13 +34,17 @@ class ScanCall(Call):
         states = tensors.A.shape[1]
         super().__init__(tensors, direction, merge, states, self.groups, STATES_AT_ONCE, tilings)
         self.directions = [self._direction(d) for d in range(self.count)]
-        self.options = Options(
-            STATES=tl.constexpr(self.states_at_once),
-            UNEVEN=tl.constexpr(self.is_uneven),
-            SOFTPLUS=tl.constexpr(softplus),
-            STEPS=tl.constexpr(steps),
-            RAGGED=tl.constexpr(tensors.u.shape[2] % steps != 0),
-        )
+
+    def options(self, softplus: bool, steps: int, inner: bool) -> Options:
+        ragged = self.tensors.u.shape[2] % steps != 0
+        values = (self.states_at_once, self.is_uneven, softplus, steps, ragged, inner and not ragged)
+        return Options(*map(tl.constexpr, values))
+
+    def has_inner_time(self, *written: NamedTuple) -> bool:
+        """Whether time is the inner axis of everything that varies in time, that is read or in the views written."""
+        views = [x for part in (*self.directions, *written) for x in part]
+        strides = [x.time for x in views if isinstance(x, View) or (isinstance(x, Modulation) and not x.CONSTANT.value)]
+        return set(strides) == {encoded(1)}
 
     def _direction(self, d: int) -> Direction:
         A, D, bias = (None if t is None else t.contiguous() for t in (self.of(n, d) for n in ("A", "D", "delta_bias")))

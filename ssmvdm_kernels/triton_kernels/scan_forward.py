@@ -12,20 +12,21 @@ from .launch import Tiling, Tilings, run
 from .layout import Sequence, state_view
 from .scan_call import ScanCall
 from .scan_walk import advance, load_delta, load_modulation, load_states, output, scaled_A, store_states
-from .tiles import load_row, put_y, tile_at
+from .tiles import load_row, put_y, tile_at, time_of
 
 
 @triton.jit
 def walk(h, x, o, tile, sizes, O, PART):
     """One direction from its first step to its last; returns the states there."""
     A = scaled_A(x, tile, sizes, O)
-    for i in range(sizes.length):
-        t = sizes.length - 1 - i if PART.REVERSE else i
-        u, dt = load_row(x.u, tile, t), load_delta(x, tile, t)
-        if O.SOFTPLUS:
-            dt = softplus(dt)
-        h = advance(h, A, load_modulation(x.B, tile, t, sizes, O), u, dt, sizes, O)
-        put_y(output(h, x, u, tile, t, sizes, O, PART.FIRST), o, tile, t, PART)
+    for first in range(0, sizes.length, O.STEPS):
+        for k in tl.static_range(O.STEPS):
+            t = time_of(first, k, sizes.length, PART.REVERSE, O.INNER)
+            u, dt = load_row(x.u, tile, t), load_delta(x, tile, t)
+            if O.SOFTPLUS:
+                dt = softplus(dt)
+            h = advance(h, A, load_modulation(x.B, tile, t, sizes, O), u, dt, sizes, O)
+            put_y(output(h, x, u, tile, t, sizes, O, PART.FIRST), o, tile, t, PART)
     return h
 
 
@@ -47,13 +48,14 @@ def forward_kernel(
 
 
 TILINGS = Tilings(channels=Tiling(64, 1), lanes=Tiling(16, 16, warps=2))
+STEPS = 4  # at a time where time is the inner axis: each state of B and C needs an address of its own there
 
 
 def scan_forward(*arguments) -> tuple[Tensor, Tensor]:
     """The operator `scan_forward` of ops.py."""
     *given, direction, merge, delta_softplus, return_last_state = arguments
     y, last = SCAN.forward_shapes(*arguments)
-    call = ScanCall("scan_forward", ScanTensors(*given), direction, merge, delta_softplus, TILINGS)
+    call = ScanCall("scan_forward", ScanTensors(*given), direction, merge, TILINGS)
     if return_last_state and direction == BOTH:
         raise ValueError("scan_forward: last_state needs a single direction.")
     if call.is_empty:
@@ -62,9 +64,11 @@ def scan_forward(*arguments) -> tuple[Tensor, Tensor]:
     to = [call.outputs(written, d) for d in range(call.count)]
     states = (state_view(call.tensors.initial_state), state_view(last if return_last_state else None))
     ahead, back = (*call.directions, None)[:2]
+    inner = call.has_inner_time(*to) and given[0].shape[2] % STEPS == 0
+    options = call.options(delta_softplus, STEPS if inner else 1, inner)
     for launch in range(call.launches):
         parts = [call.part(d, launch, shared=not call.halves) for d in range(2)]
         run(forward_kernel, call.sizes.tiles, y.device, call.tiling, ahead, back, to[0], to[-1], *states,
-            O=call.options, PART=parts[0], PART_BACK=parts[1], sizes=call.sizes_of_launch(launch))  # fmt: skip
+            O=options, PART=parts[0], PART_BACK=parts[1], sizes=call.sizes_of_launch(launch))  # fmt: skip
     written.finish()
     return y, last

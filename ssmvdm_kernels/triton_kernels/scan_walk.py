@@ -36,8 +36,9 @@ class Options(NamedTuple):
     STATES: tl.constexpr  # of one launch, a power of two
     UNEVEN: tl.constexpr  # the last launch has fewer
     SOFTPLUS: tl.constexpr
-    STEPS: tl.constexpr  # between checkpoints
+    STEPS: tl.constexpr  # that are unrolled; in the backward pass, from one checkpoint to the next
     RAGGED: tl.constexpr  # the length is not a multiple of that
+    INNER: tl.constexpr  # time is the inner axis of every view, and the length is a multiple
 
 
 @triton.jit
@@ -78,8 +79,8 @@ def load_varying(x, tile, t, sizes, O):
     n = tl.arange(0, IN_THREAD)[:, None, None] + tl.arange(0, O.STATES // IN_THREAD)[None, None, :] * IN_THREAD
     n += sizes.first_state  # in 64 bits, so that constants in it become part of instructions that load
     s, mask = tl.permute(tile.s, (0, 2, 1)), tl.permute(tile.mask_s, (0, 2, 1))
-    place = offset(s, x.lane, x.FAR) + (n if x.UNIT else offset(n, x.state, x.FAR)) + offset(t, x.time, x.FAR)
-    place = x.data + (tile.b * number(x.batch) + tile.g * number(x.group)) + place
+    place = offset(s, x.lane, x.FAR) + (n if x.UNIT else offset(n, x.state, x.FAR)) + offset(t.start, x.time, x.FAR)
+    place = x.data + (tile.b * number(x.batch) + tile.g * number(x.group)) + place + t.after
     if O.UNEVEN:
         value = tl.load(place, mask=mask & (n < sizes.states), other=0.0)
     elif tile.mask.shape[2] > 1:

@@ -40,10 +40,25 @@ def places(view, tile, further):
     return view.data + tile.b * number(view.batch) + (row + further)
 
 
+class Time(NamedTuple):
+    """`start`, and so many steps after it where time is the inner axis: those become part of instructions."""
+
+    start: tl.tensor
+    after: tl.constexpr
+
+
+@triton.jit
+def time_of(first, k: tl.constexpr, length, REVERSE: tl.constexpr, INNER: tl.constexpr):
+    """The time of step first + k of a walk. INNER: time is the inner axis of all that the walk reads and writes."""
+    AFTER: tl.constexpr = k if INNER else 0
+    step = first + (k - AFTER)
+    return Time(length - 1 - step if REVERSE else step, -AFTER if REVERSE else AFTER)
+
+
 @triton.jit
 def at(view, tile, t):
     """Pointers to the elements of the tile at time t."""
-    return places(view, tile, offset(t, view.time, view.FAR))
+    return places(view, tile, offset(t.start, view.time, view.FAR)) + t.after
 
 
 @triton.jit

@@ -85,8 +85,8 @@ MUTANTS = (
     Mutant("offset in 32 bits", "cuda", "csrc/cuda/scan_common.cuh", "return batch * x.batch + lane * x.lane;",
            "return int32_t(batch * x.batch + lane * x.lane);",
            selected("tests/cuda_on_cpu/test_scan_kernels.py", "test_offsets_beyond_32_bits and batch")),
-    Mutant("offset in 32 bits", "triton", f"{KERNELS}/tiles.py", "offset(t, view.time, view.FAR))",
-           "offset(t, view.time, False))", interpreted("test_offsets_beyond_32_bits")),
+    Mutant("offset in 32 bits", "triton", f"{KERNELS}/tiles.py", "offset(t.start, view.time, view.FAR))",
+           "offset(t.start, view.time, False))", interpreted("test_offsets_beyond_32_bits")),
 
     Mutant("no barrier where the directions meet", "cuda", "csrc/cuda/scan_common.cuh",
            "if (has_met && begin < middle && middle <= end) __syncthreads();", "", edges("sizes")),
@@ -113,9 +113,8 @@ MUTANTS = (
            "*B = w.B + (w.reverse && first > 0 ? first - 1 : first) * w.B_step,", CORE),
     Mutant("reverse direction off by one", "cuda", "csrc/cuda/scan_launch.cuh",
            "(length - 1) * view.time_stride * size", "(length - 2) * view.time_stride * size", edges("options")),
-    Mutant("reverse direction off by one", "triton", f"{KERNELS}/scan_forward.py",
-           "t = sizes.length - 1 - i if PART.REVERSE",
-           "t = tl.maximum(sizes.length - 2 - i, 0) if PART.REVERSE", TILES),
+    Mutant("reverse direction off by one", "triton", f"{KERNELS}/tiles.py",
+           "Time(length - 1 - step if REVERSE", "Time(tl.maximum(length - 2 - step, 0) if REVERSE", TILES),
 
     Mutant("second stage skipped", "cpu", BACKWARD, "  segments.finish(run);\n", "", CORE),
     Mutant("second stage skipped", "cuda", "csrc/cuda/scan_backward.cu",

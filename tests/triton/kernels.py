@@ -19,14 +19,15 @@ KERNELS = (
     s4d.forward_kernel,
     s4d.backward_kernel,
 )
-LAYOUTS = ("channels", "lanes")
+LAYOUTS = ("channels", "lanes", "length")  # the inner axis
 
 
 def scan_case(layout: str) -> Case:
     """What the network calls: 16 states, bfloat16, everything but u separate for the two directions."""
     return Case(
-        channels=224, length=16, lanes=(64,), states=16, batch=1, layout=layout, dtype=torch.bfloat16, separate="scan"
-    )
+        channels=224, length=16, states=16, batch=1, lanes=() if layout == "length" else (64,), layout=layout,
+        dtype=torch.bfloat16, separate="scan",
+    )  # fmt: skip
 
 
 def forward(layout: str) -> None:

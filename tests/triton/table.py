@@ -25,13 +25,12 @@ FILE = Path(__file__).parent / "resources.json"
 REPORT = FILE.with_suffix(".md")
 SMALLEST_LOOP = 100  # instructions; a shorter one is no walk over time
 TILINGS = {"scan forward": scan_forward.TILINGS, "scan backward": scan_backward.TILINGS}
-CUDA = {  # names of the CUDA kernels
-    "scan forward": "scan_forward_kernel",
-    "scan backward": "scan_backward_kernel",
-    "channels": "ChannelThreads",
-    "lanes": "LaneThreads",
-}
+CUDA = {"scan forward": "scan_forward_kernel", "scan backward": "scan_backward_kernel"}
+CUDA_THREADS = {"channels": "ChannelThreads", "lanes": "LaneThreads", "length": "ChannelThreads"}
 TIMES_CUDA = {"scan forward": 1.35, "scan backward": 1.6}  # the slots of the CUDA kernel: so many may be taken here
+MORE = {  # slots that are allowed beyond that: addresses of B and C are computed anew, in uniform registers
+    ("sm_120", "scan forward", "length"): 450
+}
 HEAD = """# What the Triton kernels take
 
 Compiled ahead of time by Triton {version} through the launch code; made by `make triton-resources`. Nothing here
@@ -47,7 +46,7 @@ SLOTS_HEAD = """
 
 The CUDA kernels' are those of sm_90 in [sass.md](../../csrc/cuda/sass.md), with every option on, as here. On
 sm_90 at most {forward} times as many are allowed forward, {backward} times backward; on the others of NVIDIA, as many
-times what the CUDA kernel aims at.
+times what the CUDA kernel aims at, but for 450 of sm_120 where the length is the inner axis.
 
 | kernel | {architectures} | CUDA | sm_90 / CUDA |
 |---|{columns}|---|---|
@@ -75,9 +74,11 @@ def slots(kernel, call: str, layout: str) -> float:
         for first, last, count in found
         if not any(first <= a and b <= last and (a, b) != (first, last) for a, b, _ in found)
     ]
-    tile = getattr(TILINGS[call], layout)
+    tile = TILINGS[call].lanes if layout == "lanes" else TILINGS[call].channels
     if call == "scan backward":  # the walk, step by step, and the adjoint, whose steps between checkpoints are unrolled
         inner = [min(inner), max(inner) / scan_backward.STEPS]
+    elif layout == "length":
+        inner = [count / scan_forward.STEPS for count in inner]
     return sum(inner) * 32 * tile.warps / (tile.block_d * tile.block_s)
 
 
@@ -87,12 +88,13 @@ def key_of(call: str, layout: str) -> str:
 
 def goal(call: str, layout: str) -> int:
     """Issue slots that the CUDA kernel aims at."""
-    return sass.GOALS[CUDA[call], CUDA[layout]]
+    return sass.GOALS[CUDA[call], CUDA_THREADS[layout]]
 
 
 def cuda_slots(call: str, layout: str) -> int:
     """Issue slots of the CUDA kernel for whole tiles of any length, by its committed report."""
-    pattern = rf"\| `{CUDA[call]}<bfloat16, {CUDA[layout]}<[\w, ]+>, true, false>` \| (\d+) \|"
+    along_time = str(layout == "length").lower()
+    pattern = rf"\| `{CUDA[call]}<bfloat16, {CUDA_THREADS[layout]}<[\w, ]+>, true, {along_time}>` \| (\d+) \|"
     return int(re.search(pattern, sass.REPORT.read_text())[1])
 
 

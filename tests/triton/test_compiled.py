@@ -44,8 +44,8 @@ def test_the_table_is_whole_and_near_the_cuda_kernels(version):
         assert entries.keys() == {table.key_of(call, layout) for call in CALLS for layout in LAYOUTS}
         for call, times in table.TIMES_CUDA.items():
             for layout in LAYOUTS if architecture.startswith("sm_") else ():
-                slots = entries[table.key_of(call, layout)]["slots"]
-                assert slots <= times * table.goal(call, layout), (architecture, call, layout)
+                slots, most = entries[table.key_of(call, layout)]["slots"], times * table.goal(call, layout)
+                assert slots <= table.MORE.get((architecture, call, layout), most), (architecture, call, layout)
     for call, times in table.TIMES_CUDA.items():
         for layout in LAYOUTS:
             slots = TABLE[version]["sm_90"][table.key_of(call, layout)]["slots"]
