@@ -23,10 +23,11 @@ def apply_rotary(x: Tensor) -> Tensor:
     """Turn neighbouring features (2i, 2i + 1) of frame t by the angle t * frequency_i (Su et al., RoFormer, eq. 34).
 
     x: (..., frames, dim_head); the first min(32, dim_head) features turn, the others pass. The angles have no state, so
-    that casting a model to half precision does not round them.
+    that casting a model to half precision does not round them; they are float64, as that of frame 1024 is a thousand
+    radians, of which float32 would lose the fourth decimal place.
     """
     frames, dim = x.shape[-2], rotary_dim(x.shape[-1])
-    precision = torch.float64 if x.dtype == torch.float64 else torch.float32
+    precision = torch.float32 if x.device.type == "mps" else torch.float64  # which Metal does not have
     positions = torch.arange(frames, device=x.device, dtype=precision)
     angles = positions[:, None] * rotary_frequencies(dim, x.device, precision)  # (frames, dim / 2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)

@@ -104,6 +104,13 @@ def test_rotary_is_a_rotation_by_the_distance_in_time():
     assert torch.equal(turned_q[:, 32:], q[32:].expand(9, 8))
 
 
+@pytest.mark.parametrize("frames", [2, 1024, 65536])
+def test_rotary_angles_keep_their_digits_in_long_videos(frames):
+    unit = torch.tensor([1.0, 0.0]).repeat(16).expand(frames, 32)
+    error = apply_rotary(unit).double() - apply_rotary(unit.double())
+    assert error.abs().max() <= torch.finfo(torch.float32).eps / 2  # nothing but the rounding of cosines and sines
+
+
 def test_attention_backends_agree_and_the_bias_gradient_is_right(monkeypatch):
     monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 2 * 2 * 5 * 5)  # two of five samples at a time
     inputs = attention_inputs(5, 2, 5, 4)
