@@ -15,6 +15,7 @@ from benchmarks.measure.journal import Journal
 from ssmvdm.errors import InputError
 
 TIMEOUT_SECONDS = 300.0
+EXIT_SECONDS = 10.0
 
 
 def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
@@ -26,7 +27,9 @@ def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
     try:
         if not receiver.poll(timeout):
             return {"status": "timeout", "detail": f"not done after {timeout:.0f} s"}
-        return receiver.recv()
+        answer = receiver.recv()
+        process.join(EXIT_SECONDS)  # one that is killed leaves behind what libraries remove when a process ends
+        return answer
     except EOFError:  # it died before it could answer
         process.join()
         if process.exitcode == -signal.SIGKILL:
