@@ -114,7 +114,7 @@ test-gpu: $(GPU_READY)
 bench-gpu: $(GPU_READY)
 	$(ENV_PYTHON) -m tests.gpu build
 	-$(ENV_PYTHON) -m tests.gpu rival
-	$(ENV_PYTHON) -m benchmarks.bench_scan --mamba build/test-gpu/mamba --compiled-lengths 16 64 $(GPU_OUT)
+	$(ENV_PYTHON) -m tests.gpu.benchmark --mamba build/test-gpu/mamba $(GPU_OUT)
 
 build: $(STAMPS)/built
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.kernels import scan_tasks
 from benchmarks.kernels.scan_peak import scan_peak
 from benchmarks.layers import tasks as layer_tasks
-from benchmarks.measure import environment, gpu_device, process_memory
+from benchmarks.measure import environment, gpu_device, process_memory, rates
 from benchmarks.measure.failures import failure
 from benchmarks.models import tasks
 
@@ -18,7 +18,7 @@ TASKS = {
     "modes": tasks.modes,
     "counts": tasks.counts,
     "scan_peak": scan_peak,
-    "scan_rates": scan_tasks.rates,
+    "rates": lambda request: rates.of_machine(request["threads"]),
     "scan_shape": scan_tasks.shape_rows,
     "layer_alone": layer_tasks.alone,
     "layers_in_turns": layer_tasks.in_turns,

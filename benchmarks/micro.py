@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.rivals import scan_tensors
+from benchmarks.kernels.rival_scans import scan_tensors
 from benchmarks.measure.gate import Gate, layer_check
 from ssmvdm_kernels import bidirectional_conv1d, bidirectional_selective_scan, selective_scan
 

@@ -32,15 +32,11 @@ class RunOptions:
 
 
 def device_folder(device: str) -> Path:
-    """Where results of a device go, named by what it calls itself; InputError for a GPU that is not there."""
+    """Where results of a device go, named by what it calls itself."""
     if device == "cpu":
         return RESULTS / device_slug(device_name())
-    import torch
-
     from benchmarks.measure import gpu_device
 
-    if not torch.cuda.is_available():
-        raise InputError(f"--device {device}: no such device can be used: PyTorch finds no CUDA device")
     return RESULTS / device_slug(gpu_device.name(device))
 
 
@@ -57,6 +53,12 @@ def check_positive(option: str, value: float) -> None:
 
 
 def check_device(device: str) -> None:
-    """InputError unless it is one of DEVICES."""
+    """InputError unless it is one of DEVICES, and there."""
     if device not in DEVICES:
         raise InputError(f"--device: expected {' or '.join(DEVICES)}, got {device!r}")
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {device}: no such device can be used: PyTorch finds no CUDA device")

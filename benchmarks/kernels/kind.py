@@ -29,6 +29,8 @@ class Curve:
 
 MARKS = {  # color and marker: Okabe and Ito's palette, as `benchmarks.shapes` has it for layers
     "ours": (("#007A5A", "#2BD4A4"), "o"),
+    "triton": (("#4C9A2A", "#A5D66F"), "h"),  # ours too
+    "mamba-ssm": (("#000000", "#FFFFFF"), "X"),
     "s4d-scan": (("#B0568A", "#CC79A7"), "P"),
     "s4d-fft": (("#857A00", "#F0E442"), "v"),
     "sdpa-8x64": (("#B8860B", "#E69F00"), "D"),
@@ -45,8 +47,9 @@ def check(result: dict) -> None:
     settings = result["settings"]
     for sizes in settings["shapes"].values():
         _ = _shape(sizes).exponentials(), str(sizes["source"]), bool(sizes["is_sweep"])
-    _ = settings["base"] + "", settings["dtypes"][0], settings["threads"][0], settings["rounds"] + 1
-    _ = settings["keeps_freed_memory"], result["rates"].get("exponentials_per_second")
+    _ = settings["base"] + "", settings["dtypes"][0], settings["threads"][0], settings["launches"] + 1
+    _ = settings["keeps_freed_memory"], settings["device"] + "", result["rates"].get("exponentials_per_second")
+    _ = [result["settings"]["shapes"][row["shape"]] for row in result["clocks"]], settings["caches"]
     for row in result["times"]:
         _ = settings["shapes"][row["shape"]], str(row["label"]), bool(row["is_ours"]), MODES.index(row["mode"])
         if row["status"] == OK:
@@ -68,12 +71,15 @@ def tables(result: dict) -> list[Table]:
     found += [_sweep(result, size) for size in SWEEPS if len(_swept(result, size)) > 1]
     if result["threads"]:
         found.append(_threads(result))
-    return [*found, _memory(result)] if result["memory"] else found
+    found += [_memory(result)] if result["memory"] else []
+    return [*found, _clocks(result)] if result["clocks"] else found
 
 
 def _full(result: dict) -> list[str]:
-    """Names of the shapes that everything is measured at."""
-    return [name for name, sizes in result["settings"]["shapes"].items() if not sizes["is_sweep"]]
+    """Names of the shapes that everything is measured at, and of those in no sweep that is shown."""
+    swept = {name for size in SWEEPS for _, name in _swept(result, size) if len(_swept(result, size)) > 1}
+    shapes = result["settings"]["shapes"].items()
+    return [name for name, sizes in shapes if not sizes["is_sweep"] or name not in swept]
 
 
 def _shapes(result: dict) -> Table:
@@ -84,9 +90,7 @@ def _shapes(result: dict) -> Table:
     return Table("Shapes", "", ["shape", "sequences", "length", "channels", "states", "source"], rows, ("source",))
 
 
-def _cells(
-    result: dict, mode: str, is_ours: bool, shown: Callable[[dict], str]
-) -> tuple[list[str], list[list[str]]]:
+def _cells(result: dict, mode: str, is_ours: bool, shown: Callable[[dict], str]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) with a column for each full shape and a row for each candidate."""
     shapes = [name for name in _full(result) if any(row["shape"] == name for row in result["times"])]
     rows = [row for row in result["times"]
@@ -169,6 +173,17 @@ def _threads(result: dict) -> Table:
     return Table("Threads", "Time on the first number of threads over that on the second.", ["", *shapes], body)
 
 
+def _clocks(result: dict) -> Table:
+    """Of a GPU, from the least to the largest value that was read while a shape was measured."""
+
+    def span(row: dict, field: str) -> str:
+        return f"{row[f'{field}_min']:.0f} to {row[f'{field}_max']:.0f}" if f"{field}_min" in row else "not read"
+
+    fields = {"sm_mhz": "SM, MHz", "memory_mhz": "memory, MHz", "power_w": "power, W", "temperature_c": "°C"}
+    rows = [[row["shape"], *(span(row, field) for field in fields)] for row in result["clocks"]]
+    return Table("Clocks", "As read while the shape was measured.", ["shape", *fields.values()], rows)
+
+
 def _memory(result: dict) -> Table:
     """One line per candidate, in tensors of (batch, channels, length)."""
     shapes = list(dict.fromkeys(row["shape"] for row in result["memory"]))
@@ -206,7 +221,8 @@ def _rows_of(result: dict, points: list[tuple[int, str]]) -> list[dict]:
 
 
 def _marked(result: dict, row: dict) -> str:
-    return "ours" if row["name"] == result["settings"]["base"] else row["name"]
+    base = result["settings"]["base"]
+    return {base.replace("cuda", "triton"): "triton", base: "ours"}.get(row["name"], row["name"])
 
 
 def _curves(result: dict, points: list[tuple[int, str]]) -> list[Curve]:
@@ -237,18 +253,23 @@ def _short(value: int) -> str:
 
 
 def method(result: dict) -> str:
-    settings, rates = result["settings"], result["rates"]
+    settings, rates, is_cpu = result["settings"], result["rates"], result["settings"]["device"] == "cpu"
     rate, bandwidth = rates.get("exponentials_per_second"), rates.get("bytes_per_second")
     measured = [f"vector exp2 alone {rate / 1e9:.1f} G/s"] if rate else []
     measured += [f"the sum of two arrays into a third {bandwidth / 1e9:.1f} GB/s"] if bandwidth else []
+    scalar = any(row["name"] == "compiled" and row["status"] == OK for row in result["times"]) and is_cpu
+    threads = f", {settings['threads'][-1]} threads" if is_cpu else ""
+    launch = "" if is_cpu else "A launch is the replay of a graph, between two events of the device. "
     return (
-        f"Two directions, {settings['states']} states, {settings['threads'][-1]} threads. Every shape in a process of "
-        f"its own; candidates take turns with ours there, up to {settings['rounds']} rounds and "
-        f"{settings['budget_seconds']} s each, at least three, after output and all gradients of the timed buffers "
-        "have been compared with float64. Warm"
-        + (": freed memory stays with the process, in large pages" if settings["keeps_freed_memory"] else "")
+        f"Two directions, {settings['states']} states{threads}. Every shape in a process of its own; candidates take "
+        f"turns with ours there, up to {settings['launches']} launches and {settings['budget_seconds']:g} s each, "
+        f"after output and all gradients of the timed buffers have been compared with float64. {launch}Caches are "
+        f"{settings['caches']}"
+        + (", freed memory stays with the process, in large pages" if settings["keeps_freed_memory"] and is_cpu else "")
         + ". Both directions of a rival are run one after the other, with flips between, as the published layer does. "
+        + ("torch.compile makes scalar code: its vector code for this loop over time is wrong. " if scalar else "")
         + (f"Floors are of rates measured in the same run: {' and '.join(measured)}." if measured else "")
+        + ("" if is_cpu else "Floors are modelled at the clock that was read meanwhile.")
     )
 
 

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import tarfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -58,8 +59,10 @@ def version(archive: Path) -> str:
     return archive.name.removesuffix(".tar.gz").rpartition("-")[2]
 
 
-def compiled_version(folder: Path) -> str:
-    return (folder / "version").read_text()
+def name_in(folder: Path | None) -> str:
+    """mamba-ssm, with the version that was compiled into this folder."""
+    file = None if folder is None else folder / "version"
+    return f"mamba-ssm {file.read_text()}" if file and file.exists() else "mamba-ssm"
 
 
 def write_instances(source: Path) -> list[Path]:
@@ -118,6 +121,18 @@ def load(folder: Path) -> ModuleType:
     except ImportError as error:
         raise InputError(f"its kernels cannot be loaded: {error}") from error
     return module
+
+
+def scan_in(folder: Path | None) -> Callable[..., Tensor]:
+    """`scan_of` what was compiled into this folder, which is loaded at the first call: InputError there."""
+
+    @cache
+    def scan() -> Callable[..., Tensor]:
+        if folder is None:
+            raise InputError("no folder of its compiled kernels was named (--mamba)")
+        return scan_of(load(folder))
+
+    return lambda *arguments: scan()(*arguments)
 
 
 def scan_of(module: ModuleType) -> Callable[..., Tensor]:

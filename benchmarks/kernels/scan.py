@@ -1,104 +1,127 @@
-"""The bidirectional scan on the CPU against its rivals: `ssmvdm bench scan`. A shape is measured in a process of its
-own (`scan_tasks`), so that one that runs out of memory or time is a row like any other."""
+"""The bidirectional scan against its rivals: `ssmvdm bench scan`. A shape is measured in a process of its own
+(`scan_tasks`), so that one that runs out of memory or time is a row like any other."""
 
+import math
+import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from benchmarks.kernels.scan_options import ScanOptions, our_name
-from benchmarks.kernels.shapes import MODES, NamedShape, shape_named
+from benchmarks.kernels.floors import cpu_floors, gpu_floors
+from benchmarks.kernels.scan_options import BACKENDS, BASE_LAYOUT, ScanOptions, our_name
+from benchmarks.kernels.shapes import MODES, NamedShape, Shape, shape_named
 from benchmarks.measure.children import call_child, environment_of
 from benchmarks.measure.journal import Journal
 from benchmarks.measure.process_memory import affordable_bytes
 from benchmarks.shapes import GIB
 
-SHAPE_TIMEOUT = 240.0  # seconds
+SHAPE_TIMEOUT = {"cpu": 240.0, "cuda": 600.0}  # seconds; on a GPU one rival compiles for minutes
 S4D_FORMS = ("s4d-fft", "s4d-scan")
-SWEEP_RIVALS = (*S4D_FORMS, "sdpa-8x64", "sdpa-equal", "compiled")  # within a few times of ours
-BACKWARD_FLOOR = 7.5 / 3.5  # operations of a backward step over those of a forward step, per element and state
+SWEEP_RIVALS = ("mamba-ssm", *S4D_FORMS, "sdpa-8x64", "sdpa-equal", "compiled")  # within a few times of ours
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+NOT_BEGUN = {"status": "timeout", "detail": "not begun within the time limit"}
 
 
 def measure(options: ScanOptions, advance: Callable[[str, float, float], None], journal: Journal) -> dict:
     """All measurements as one JSON-able dictionary."""
-    threads = options.threads[-1]
+    until = time.monotonic() + options.time_limit
+    threads, device, dtypes = options.threads[-1], options.device, options.storage_types()
     named = [shape_named(name, options.states) for name in options.shapes]
     remembered = [shape for shape in named if not shape.is_sweep]
     total = float(len(named) + len(remembered))
     advance("scan: environment", 0.0, total)
-    result = {
-        "schema": 1, "kind": "scan", "environment": environment_of(threads, journal),
-        "settings": {"states": options.states, "dtypes": list(options.dtypes), "layouts": list(options.layouts),
-                     "threads": list(options.threads), "rounds": options.rounds,
-                     "budget_seconds": options.budget_seconds,
-                     "base": our_name(options.dtypes[0]),
+    environment = environment_of(threads, journal, device)
+    rates = journal.answer({"task": "rates", "threads": threads}, call_child) if device == "cpu" else {}
+    result: dict = {
+        "schema": 1, "kind": "scan", "environment": environment,
+        "settings": {"device": device, "states": options.states, "dtypes": list(dtypes),
+                     "layouts": list(options.layouts), "threads": list(options.threads),
+                     "launches": options.timed_launches(), "budget_seconds": options.budget_seconds,
+                     "base": our_name(BACKENDS[device][0], dtypes[0]), "caches": None,
                      "shapes": {x.name: vars(x.shape) | {"source": x.source, "is_sweep": x.is_sweep} for x in named}},
-        "rates": journal.answer({"task": "scan_rates", "threads": threads}, call_child),
-        "times": [], "threads": [], "memory": [],
+        "rates": rates, "times": [], "threads": [], "memory": [], "clocks": [],
     }  # fmt: skip
     for index, shape in enumerate(named):
         advance(f"scan: {shape.name}", float(index), total)
-        answer = _measured(options, shape, journal)
+        answer = _measured(options, shape, journal, until)
         for section in ("times", "threads"):
             result[section] += [{"shape": shape.name} | row for row in answer[section]]
         result["settings"]["keeps_freed_memory"] = answer.get("keeps_freed_memory", False)
-    _add_shares(result)
+        result["settings"]["caches"] = answer.get("caches") or result["settings"]["caches"]
+        if answer.get("clocks"):
+            result["clocks"].append({"shape": shape.name} | answer["clocks"])
+    _add_shares(result, {shape.name: shape.shape for shape in named})
     for index, shape in enumerate(remembered):
         advance(f"scan: peak memory, {shape.name}", float(len(named) + index), total)
-        for name in ("ours", *(name for name in S4D_FORMS if name in options.rivals)):
-            request = {"task": "scan_peak", "threads": threads, "shape": vars(shape.shape), "candidate": name}
-            answer = journal.answer(request | {"dtype": options.dtypes[0]}, call_child)
+        for name in ("ours", *(name for name in S4D_FORMS if name in options.compared())):
+            request = {"task": "scan_peak", "threads": threads, "device": device, "shape": vars(shape.shape),
+                       "candidate": name, "backend": BACKENDS[device][0], "dtype": dtypes[0]}  # fmt: skip
+            answer = journal.answer(request, call_child) if time.monotonic() < until else NOT_BEGUN
             row = {"shape": shape.name, "name": name, "status": "ok", "detail": ""}
             result["memory"].append(row | answer)
     return result
 
 
-def _measured(options: ScanOptions, named: NamedShape, journal: Journal) -> dict:
+def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: float) -> dict:
     """What `scan_tasks.shape_rows` answers; if that is a failure as a whole, the first of ours has it."""
-    shape = named.shape
+    shape, device = named.shape, options.device
+    variants = _variants(options, named.is_sweep)
     request = {
-        "task": "scan_shape", "threads": options.threads[-1], "shape": vars(shape),
-        "dtypes": list(options.dtypes[:1] if named.is_sweep else options.dtypes),
-        "layouts": [] if named.is_sweep else list(options.layouts),
-        "rivals": [name for name in options.rivals if _takes_part(name, named)],
-        "thread_counts": [] if named.is_sweep else list(options.threads), "compiled_length": options.compiled_length,
-        "rounds": options.rounds, "budget_seconds": options.budget_seconds,
+        "task": "scan_shape", "device": device, "threads": options.threads[-1], "shape": vars(shape), "ours": variants,
+        "rivals": [name for name in options.compared() if _takes_part(name, named)],
+        "mamba": options.mamba and str(options.mamba),
+        "thread_counts": [] if named.is_sweep or device != "cpu" else list(options.threads),
+        "compiled_length": options.compiled_length,
+        "launches": options.timed_launches(), "budget_seconds": options.budget_seconds,
     }  # fmt: skip
-    answer = journal.answer(request, partial(_in_memory, least=shape.least_bytes(ITEM_BYTES[options.dtypes[0]])))
+    least = shape.least_bytes(ITEM_BYTES[variants[0][1]])
+    answer = journal.answer(request, partial(_within, least=least, until=until))
     if "times" in answer:
         return answer
-    base = {"name": our_name(options.dtypes[0]), "label": "ours", "is_ours": True}
+    base = {"name": our_name(*variants[0][:2]), "label": "ours", "is_ours": True}
     return {"times": [base | {"mode": mode} | answer for mode in MODES], "threads": []}
+
+
+def _variants(options: ScanOptions, is_sweep: bool) -> list[tuple[str, str, str]]:
+    """(backend, dtype, layout) of ours; the first is what all else is compared with."""
+    first, *more = options.storage_types()
+    layouts = [] if is_sweep else [layout for layout in options.layouts if layout != BASE_LAYOUT]
+    found = [(backend, first, layout) for backend in BACKENDS[options.device] for layout in (BASE_LAYOUT, *layouts)]
+    return found if is_sweep else [*found, *((found[0][0], dtype, BASE_LAYOUT) for dtype in more)]
 
 
 def _takes_part(rival: str, named: NamedShape) -> bool:
     return not named.is_alone and (not named.is_sweep or rival in SWEEP_RIVALS)
 
 
-def _in_memory(request: dict, least: int) -> dict:
-    """The child's answer, within the memory that is free now, unless that is less than `least`."""
-    limit = affordable_bytes()
+def _within(request: dict, least: int, until: float) -> dict:
+    """The child's answer within the time that is left and, on a CPU, the memory that is free now, unless that is less
+    than `least`."""
+    timeout = min(SHAPE_TIMEOUT[request["device"]], until - time.monotonic())
+    if timeout <= 0:
+        return NOT_BEGUN
+    limit = affordable_bytes() if request["device"] == "cpu" else None
     if limit is not None and least > limit:
         detail = f"inputs, output and their gradients take {least / GIB:.1f} GiB, {limit / GIB:.1f} GiB may be taken"
         return {"status": "out of memory", "detail": detail}
-    return call_child(request | {"memory_limit_bytes": limit}, SHAPE_TIMEOUT)
+    return call_child(request | {"memory_limit_bytes": limit, "seconds": 0.75 * timeout}, timeout)
 
 
-def _add_shares(result: dict) -> None:
-    """Of our rows: the time that the exponentials alone, and that the memory traffic alone would take, as shares of the
-    time taken. Of backward alone, the difference of the two modes, where that mode has it."""
-    shapes = {name: shape_named(name, result["settings"]["states"]).shape for name in result["settings"]["shapes"]}
-    rate, bandwidth = (result["rates"].get(key) for key in ("exponentials_per_second", "bytes_per_second"))
+def _add_shares(result: dict, shapes: dict[str, Shape]) -> None:
+    """Of our rows: what binds alone would take, as a share of the time taken. Of backward alone, the difference of the
+    two modes, where that mode has it."""
+    clocks = {row["shape"]: row.get("sm_mhz_median") for row in result["clocks"]}
     ours = [row for row in result["times"] if row["is_ours"] and "seconds" in row]
     rows = {(row["shape"], row["name"], row["mode"]): row for row in ours}
     for (name, candidate, mode), row in rows.items():
-        shape, seconds, work = shapes[name], median(row["seconds"]), 1.0
+        seconds, forward = median(row["seconds"]), rows.get((name, candidate, "forward"))
         if mode == "forward+backward":
-            seconds -= median(rows[name, candidate, "forward"]["seconds"])
-            work = BACKWARD_FLOOR
-        itemsize = ITEM_BYTES[candidate.split()[1]]
-        floors = {
-            "exponentials": work * shape.exponentials() / rate if rate else None,
-            "memory": shape.traffic_bytes(mode.rpartition("+")[2], itemsize) / bandwidth if bandwidth else None,
-        }
-        row["shares_of_floor"] = {key: floor / seconds for key, floor in floors.items() if floor and seconds > 0}
+            seconds -= median(forward["seconds"]) if forward else math.inf
+        of, itemsize = mode.rpartition("+")[2], ITEM_BYTES[row["dtype"]]
+        if result["settings"]["device"] == "cpu":
+            floors = cpu_floors(shapes[name], of, itemsize, result["rates"])
+        elif clocks.get(name):
+            floors = gpu_floors(shapes[name], of, itemsize, result["environment"], clocks[name])
+        else:
+            floors = {}
+        row["shares_of_floor"] = {key: floor / seconds for key, floor in floors.items() if seconds > 0}

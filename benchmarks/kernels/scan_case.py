@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import rivals
+from benchmarks.kernels import rival_scans
 from benchmarks.kernels.rivals import Rival, Tensors
 from benchmarks.kernels.shapes import Shape
 from benchmarks.measure.gate import EAGER_FACTOR, ROUNDING_UNITS, Check, Gate
@@ -17,9 +17,9 @@ SEQUENCE_AXIS = {"video": 3, "channels-last": 0, "length-contiguous": 0}
 
 
 def our_tensors(shape: Shape, dtype: torch.dtype, layout: str, device: str = "cpu") -> Tensors:
-    """Leaf tensors of `rivals.scan_tensors`: sequences in `dtype` and `layout`, parameters in float32."""
+    """Leaf tensors of `rival_scans.scan_tensors`: sequences in `dtype` and `layout`, parameters in float32."""
     generator = torch.Generator(device).manual_seed(shape.length)
-    made = rivals.scan_tensors(shape.sequences, shape.channels, shape.length, shape.states, generator)
+    made = rival_scans.scan_tensors(shape.sequences, shape.channels, shape.length, shape.states, generator)
     placed = {name: value if value.dim() < 3 else _lay_out(value.to(dtype), layout) for name, value in made.items()}
     return {name: value.requires_grad_() for name, value in placed.items()}
 
@@ -92,7 +92,7 @@ def _truth(tensors: Tensors, dy: Tensor) -> tuple[Tensors, Tensors]:
     results = []
     for dtype in (torch.float64, torch.float32):
         leaves = {name: value.detach().to(dtype).requires_grad_() for name, value in tensors.items()}
-        y, grads = gradients(rivals.eager_scan, leaves, dy.to(dtype))
+        y, grads = gradients(rival_scans.definition, leaves, dy.to(dtype))
         results.append({"y": y} | grads)
     return results[0], results[1]
 

@@ -2,29 +2,37 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.kernels.shapes import SHAPES, shape_named
-from benchmarks.options import RunOptions, check_distinct, check_positive
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive, device_folder
 from ssmvdm.errors import InputError
 
-RIVALS = ("eager", "reference", "pscan", "associative", "compiled", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
+BOTH = ("cpu", "cuda")
+RIVALS = {  # and the devices that they are compared on
+    "mamba-ssm": ("cuda",), "mamba-ssm-folded": ("cuda",), "eager": ("cpu",), "pscan": ("cpu",), "reference": ("cpu",),
+    "associative": ("cpu",), "s4d-fft": ("cpu",), "s4d-scan": ("cpu",), "sdpa-8x64": BOTH, "sdpa-equal": BOTH,
+    "compiled": BOTH,
+}  # fmt: skip
+BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # of ours; the first is the one that is compared with
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("video", "channels-last", "length-contiguous")
 BASE_LAYOUT = "channels-last"  # of ours that is compared with
 QUICK_SHAPES = ("paper-1", "paper-4", "base", "length-16", "length-256")
 
 
-def our_name(dtype: str, layout: str = BASE_LAYOUT) -> str:
+def our_name(backend: str, dtype: str, layout: str = BASE_LAYOUT) -> str:
     """Of ours in results."""
-    return f"ours {dtype} {layout}"
+    return f"ours {dtype} {layout}" if backend == "cpu" else f"ours {backend} {dtype} {layout}"
 
 
 @dataclass(frozen=True)
 class ScanOptions(RunOptions):
-    """The bidirectional scan on the CPU against its rivals: forward, and forward with backward.
+    """The bidirectional scan against its rivals: forward, and forward with backward.
 
     Rivals and ours are timed in turns in one process, so that a ratio is of one moment; every tensor that is timed has
-    passed a check against float64 first. Writes scan.json, .csv, .md, .html and pictures as .svg and .png.
+    passed a check against float64 first. On a GPU a launch is the replay of a graph with cold caches. Writes scan.json,
+    .csv, .md, .html and pictures as .svg and .png.
     """
 
     shapes: tuple[str, ...] = tuple(SHAPES)
@@ -34,15 +42,23 @@ class ScanOptions(RunOptions):
     states: int = 16
     """States per channel."""
 
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    """Storage types of ours: float32, bfloat16, float16. The first is the one that rivals are compared with."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    dtypes: tuple[str, ...] | None = None
+    """Storage types of ours: float32, bfloat16, float16. The first is the one that rivals are compared with. Default:
+    float32 and bfloat16, on a GPU the other way round."""
 
     layouts: tuple[str, ...] = LAYOUTS
     """Memory layouts of ours: video, channels-last, length-contiguous."""
 
-    rivals: tuple[str, ...] = RIVALS
-    """What to compare with: eager, reference (ours, in PyTorch), pscan, associative, compiled, s4d-fft, s4d-scan (our
-    own S4D), sdpa-8x64, sdpa-equal."""
+    rivals: tuple[str, ...] | None = None
+    """What to compare with. On a CPU: eager, pscan, reference (ours, in PyTorch), associative, s4d-fft, s4d-scan (our
+    own S4D); on a GPU: mamba-ssm, mamba-ssm-folded (sequences end to end); on both: sdpa-8x64, sdpa-equal, compiled.
+    Default: all of the device."""
+
+    mamba: Path | None = None
+    """Folder of mamba-ssm's compiled kernels: python -m benchmarks.kernels.mamba_ssm_sdist ARCHIVE FOLDER."""
 
     compiled_length: int = 8
     """Greatest length at which the rival "compiled" takes part: torch.compile unrolls the loop over time, and takes
@@ -51,16 +67,20 @@ class ScanOptions(RunOptions):
     threads: tuple[int, ...] = field(default_factory=lambda: tuple(dict.fromkeys((1, min(2, os.cpu_count() or 1)))))
     """Numbers of threads; rivals run with the last one."""
 
-    rounds: int = 15
-    """Rounds of interleaved timings; a slow rival takes part in as many as its budget allows, three at least."""
+    launches: int | None = None
+    """Timed calls of a candidate at one shape and mode; a slow one has as many as its budget allows, three at least.
+    Default: 15 on a CPU, 200 on a GPU."""
 
     budget_seconds: float = 0.4
-    """Time that one candidate may take at one shape and mode. A rival too slow for it runs on fewer sequences."""
+    """Time that these calls may take together. On a CPU a rival too slow for it runs on fewer sequences."""
+
+    time_limit: float = float("inf")
+    """Seconds for the whole run; what has not begun by then is a row that says so."""
 
     @classmethod
     def quick(cls) -> "ScanOptions":
         """Part of `bench all`."""
-        return cls(shapes=QUICK_SHAPES, rounds=7, budget_seconds=0.2)
+        return cls(shapes=QUICK_SHAPES, launches=7, budget_seconds=0.2)
 
     @classmethod
     def full(cls) -> "ScanOptions":
@@ -69,28 +89,52 @@ class ScanOptions(RunOptions):
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
+        check_device(self.device)
+        rivals = tuple(name for name, devices in RIVALS.items() if self.device in devices)
         for option, values, choices in (
-            ("--dtypes", self.dtypes, DTYPES), ("--layouts", self.layouts, LAYOUTS), ("--rivals", self.rivals, RIVALS),
+            ("--dtypes", self.storage_types(), DTYPES), ("--layouts", self.layouts, LAYOUTS),
+            ("--rivals", self.compared(), rivals),
         ):  # fmt: skip
             for value in values:
                 if value not in choices:
                     raise InputError(f"{option}: unknown {value!r}; expected some of {', '.join(choices)}")
         for option, values in (
-            ("--threads", self.threads), ("--states", (self.states,)), ("--rounds", (self.rounds,)),
+            ("--threads", self.threads), ("--states", (self.states,)), ("--launches", (self.timed_launches(),)),
             ("--compiled-length", (self.compiled_length,)),
         ):  # fmt: skip
             if not values or min(values) < 1:
                 got = " ".join(map(str, values)) or "none"
                 raise InputError(f"{option}: expected whole numbers of at least 1, got {got}")
-        for option, values in (("--dtypes", self.dtypes), ("--layouts", self.layouts), ("--shapes", self.shapes)):
+        for option, values in (
+            ("--dtypes", self.storage_types()), ("--layouts", self.layouts), ("--shapes", self.shapes),
+        ):  # fmt: skip
             if not values:
                 raise InputError(f"{option}: expected at least one, got none")
             check_distinct(option, values)
         for name in self.shapes:
             try:
-                channels = shape_named(name, self.states).shape.channels
+                shape_named(name, self.states)
             except ValueError as error:
                 raise InputError(f"--shapes: {error}") from error
-            if channels % 8:
-                raise InputError(f"--shapes: expected a multiple of 8 channels (heads of attention), got {name}")
         check_positive("--budget-seconds", self.budget_seconds)
+        if not self.time_limit > 0:
+            raise InputError(f"--time-limit: expected a positive number, got {self.time_limit}")
+
+    def folder(self) -> Path:
+        return self.out or device_folder(self.device)
+
+    def storage_types(self) -> tuple[str, ...]:
+        if self.dtypes is not None:
+            return self.dtypes
+        return ("float32", "bfloat16") if self.device == "cpu" else ("bfloat16", "float32")
+
+    def compared(self) -> tuple[str, ...]:
+        """Names of the rivals, in the order of RIVALS."""
+        if self.rivals is not None:
+            return self.rivals
+        return tuple(name for name, devices in RIVALS.items() if self.device in devices)
+
+    def timed_launches(self) -> int:
+        if self.launches is not None:
+            return self.launches
+        return 15 if self.device == "cpu" else 200

@@ -1,31 +1,36 @@
 """Peak memory of the scan's forward and backward, for a process of its own (`benchmarks.child`)."""
 
+from functools import partial
+
 import torch
 
 from benchmarks.kernels import rivals
 from benchmarks.kernels.scan_case import Shape, gradients, like_output, our_tensors, run_ours
-from benchmarks.measure import process_memory
+from benchmarks.measure.meter import meter_of
 
 
 def scan_peak(request: dict) -> dict:
     """{"tensors": peak above the inputs in units of one (batch, channels, length) tensor, "peak_bytes"}.
 
     Output, its gradient and the gradients of all inputs are part of it; the inputs themselves are not. "candidate" is
-    "ours" or the name of a rival.
+    "ours", with its "backend", or the name of a rival.
     """
-    shape, dtype = Shape(**request["shape"]), getattr(torch, request["dtype"])
-    run, make = run_ours, lambda shape: our_tensors(shape, dtype, "channels-last")
+    shape, dtype, device = Shape(**request["shape"]), getattr(torch, request["dtype"]), request["device"]
+    run = partial(run_ours, backend=request["backend"])
+    make = partial(our_tensors, dtype=dtype, layout="channels-last", device=device)
     if request["candidate"] != "ours":
-        rival = next(rival for rival in rivals.RIVALS if rival.name == request["candidate"])
-        run, make = rival.run, lambda shape: rivals.leaves(rival, shape)
+        rival = next(rival for rival in rivals.all_rivals() if rival.name == request["candidate"])
+        run, make = rival.run, partial(rivals.leaves, rival, device=device)
     small = make(Shape(request["threads"] * 2, shape.channels, 4, shape.states))
     gradients(run, small, like_output(run(small).detach()))  # loads the library and starts its threads
     tensors = make(shape)
-    process_memory.release_free_memory()
-    if not process_memory.reset_peak():
+    meter = meter_of(device)
+    meter.release()
+    if not meter.reset_peak():
         return {"status": "not applicable", "detail": "this system does not tell a process its peak memory"}
-    before = process_memory.resident_bytes()
+    before = meter.in_use()
     y = run(tensors)
     torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
-    peak = process_memory.peak_bytes() - before
+    meter.finish()
+    peak = meter.peak() - before
     return {"tensors": peak / (shape.elements() * dtype.itemsize), "peak_bytes": peak}

@@ -1,62 +1,57 @@
-"""What the scan benchmark measures in processes of its own (`benchmarks.child`): rates of the machine, and a shape.
+"""What the scan benchmark measures of a shape, in a process of its own (`benchmarks.child`).
 
-Everything that is compared is timed in turns in one process (see `timing`) after it has passed its gate on the timed
-buffers. A rival that is too slow or too large for a shape runs on fewer sequences, which the results say, and its time
-is extrapolated: a part that does not depend on them, known from two small runs, and a part for each sequence.
+Candidates come one after the other. Each is gated on the tensors that are timed, and timed in turns with the first of
+ours, which alone stays in memory. A rival that is too slow or too large for a shape runs on fewer sequences, which the
+results say, and its time is extrapolated: a part that does not depend on them, on a CPU known from two small runs, and
+a part for each sequence.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from benchmarks.kernels import rivals
-from benchmarks.kernels.scan_case import (
-    gate_ours,
-    gate_rival,
-    gradients,
-    like_output,
-    our_tensors,
-    run_ours,
-)
-from benchmarks.kernels.scan_options import BASE_LAYOUT, our_name
+from benchmarks.kernels.scan_case import gate_ours, gate_rival, gradients, like_output, our_tensors, run_ours
+from benchmarks.kernels.scan_options import our_name
 from benchmarks.kernels.shapes import MODES, Shape
 from benchmarks.measure import process_memory, timing
 from benchmarks.measure.failures import failure
+from benchmarks.measure.meter import meter_of
 from benchmarks.shapes import GIB
 
-RIVAL_MEMORY_BYTES = 6 * GIB
+CPU_RIVAL_BYTES = 6 * GIB
+GPU_MEMORY_SHARE = 0.6  # of the free memory for one rival
 PROBE_SEQUENCES = (8, 32)
+GPU_TURNS = 10  # of many launches each; on a CPU a turn is one
+LEAST_TURNS = 3  # that a slow candidate has on a CPU
 
-
-def rates(request: dict) -> dict:
-    """{"exponentials_per_second", "bytes_per_second"} of this machine; the first None where there is no probe."""
-    threads = request["threads"]
-    return {
-        "exponentials_per_second": timing.exponentials_per_second(threads),
-        "bytes_per_second": timing.bytes_per_second(),
-    }
+Calls = dict[str, Callable[[], object]]  # by mode
 
 
 def shape_rows(request: dict) -> dict:
-    """{"times": rows, "threads": rows, "keeps_freed_memory"} of one shape. request: {"shape", "dtypes", "layouts",
-    "rivals", "compiled_length", "threads", "thread_counts", "rounds", "budget_seconds", "memory_limit_bytes"}."""
+    """{"times": rows, "threads": rows, "keeps_freed_memory", "caches", "clocks"} of one shape.
+
+    request: {"device", "shape", "ours": [(backend, dtype, layout)], "rivals", "mamba", "compiled_length", "threads",
+    "thread_counts", "launches", "budget_seconds", "memory_limit_bytes", "seconds"}: in so many candidates may begin."""
     is_warm = process_memory.keep_freed_memory()
     if request["memory_limit_bytes"] is not None:
         process_memory.limit_further_bytes(request["memory_limit_bytes"])
-    shape = Shape(**request["shape"])
-    dtypes, layouts = request["dtypes"], request["layouts"]
-    variants = [(dtypes[0], BASE_LAYOUT)]
-    variants += [(dtypes[0], layout) for layout in layouts if layout != BASE_LAYOUT]
-    variants += [(dtype, BASE_LAYOUT) for dtype in dtypes[1:]]
-    prepared = [_ours(shape, *variant) for variant in variants]
-    times = [row for mode in MODES for row in _timed(request, shape, prepared, mode)]
-    scaling = _scaling(request, prepared[0][1]) if len(request["thread_counts"]) > 1 else []
-    return {"times": times, "threads": scaling, "keeps_freed_memory": is_warm}
+    with timing.timer_of(request["device"]) as timer:
+        shape = TimedShape(request, timer)
+        times = [row for variant in request["ours"] for row in shape.ours(*variant)]
+        compared = rivals.all_rivals(request["mamba"] and Path(request["mamba"]))
+        times += [row for rival in compared if rival.name in request["rivals"] for row in shape.rival(rival)]
+        scaling = shape.scaling() if len(request["thread_counts"]) > 1 else []
+        return {"times": times, "threads": scaling, "keeps_freed_memory": is_warm, "caches": timer.caches,
+                "clocks": timer.take_clocks()}  # fmt: skip
 
 
-def calls(run: Callable, tensors: dict) -> dict[str, Callable[[], object]]:
-    """What is timed, by mode."""
+def calls(run: Callable, tensors: dict) -> Calls:
+    """What is timed."""
     with torch.no_grad():
         dy = like_output(run(tensors))
 
@@ -67,66 +62,136 @@ def calls(run: Callable, tensors: dict) -> dict[str, Callable[[], object]]:
     return {"forward": forward, "forward+backward": lambda: gradients(run, tensors, dy)}
 
 
-def _ours(shape: Shape, dtype: str, layout: str) -> tuple[dict, dict[str, Callable]]:
-    """(row, calls by mode)."""
-    tensors = our_tensors(shape, getattr(torch, dtype), layout)
-    row = {"name": our_name(dtype, layout), "label": f"ours, {layout}, {dtype}", "is_ours": True}
-    return row | gate_ours(tensors, layout).as_row(), calls(run_ours, tensors)
+class TimedShape:
+    """Makes the rows of one candidate after the other, one for each mode."""
+
+    def __init__(self, request: dict, timer):
+        self.request, self.timer = request, timer
+        self.device, self.shape = request["device"], Shape(**request["shape"])
+        self.until = time.monotonic() + request["seconds"]
+        self.base: Calls = {}  # prepared, of the first of ours
+
+    def ours(self, backend: str, dtype: str, layout: str) -> list[dict]:
+        name = our_name(backend, dtype, layout)
+        label = ", ".join(["ours", *([backend] if self.device != "cpu" else []), layout, dtype])
+        row = {"name": name, "label": label, "is_ours": True, "dtype": dtype}
+
+        def prepare(mode: str) -> tuple[dict, Callable]:
+            if not found:
+                from ssmvdm_kernels import backends
+
+                if reason := backends.missing(backend):
+                    raise NotImplementedError(reason)
+                tensors = our_tensors(self.shape, getattr(torch, dtype), layout, self.device)
+                run = partial(run_ours, backend=backend)
+                found.append((gate_ours(tensors, layout, run).as_row(), calls(run, tensors)))
+            return found[0][0], found[0][1][mode]
+
+        found: list[tuple[dict, Calls]] = []
+        rows, prepared = self._rows(row, prepare)
+        if not self.base:
+            self.base = prepared
+        return rows
+
+    def rival(self, rival: rivals.Rival) -> list[dict]:
+        """On as many sequences as time and memory allow."""
+        row = {"name": rival.name, "label": rival.label, "is_ours": False}
+        length = self.request["compiled_length"]
+        if rival.name == "compiled" and self.shape.length > length:
+            detail = f"would unroll {self.shape.length} steps; compiled up to {length}"
+            return [row | {"mode": mode, "status": "not applicable", "detail": detail} for mode in MODES]
+
+        def prepare(mode: str) -> tuple[dict, Callable]:
+            affordable = self._affordable(rival, mode)
+            count = affordable["timed_sequences"]
+            if count not in found:
+                found.clear()
+                tensors = rivals.leaves(rival, replace(self.shape, sequences=count), self._dtype(), self.device)
+                found[count] = gate_rival(rival, tensors).as_row(), calls(rival.run, tensors)
+            return affordable | found[count][0], found[count][1][mode]
+
+        found: dict[int, tuple[dict, Calls]] = {}
+        rows, _ = self._rows(row, prepare, rival.is_optional)
+        return rows
+
+    def scaling(self) -> list[dict]:
+        """Time of the first of ours on the first number of threads over that on each other one, in turns."""
+        rows = []
+        counts = self.request["thread_counts"]
+        for mode, call in self.base.items():
+            pinned = {threads: partial(_pinned, threads, call) for threads in counts}
+            samples = self._in_turns(pinned)
+            torch.set_num_threads(self.request["threads"])
+            for threads in counts[1:]:
+                speedups = timing.ratios(samples[counts[0]], samples[threads])
+                rows.append({"mode": mode, "threads": threads, "status": "ok", "detail": "", "speedup": speedups})
+        return rows
+
+    def _rows(self, row: dict, prepare: Callable, is_optional: bool = False) -> tuple[list[dict], Calls]:
+        """(rows, what has been timed). prepare(mode) -> (more of the row, what is called)."""
+        rows, prepared = [], {}
+        if self.device != "cpu":
+            meter_of(self.device).release()  # of the candidate before
+        for mode in MODES:
+            if time.monotonic() > self.until:
+                late = {"status": "timeout", "detail": "not begun within the time limit"}
+                rows.append(row | {"mode": mode} | late)
+                continue
+            try:
+                more, call = prepare(mode)
+                rows.append(row | {"mode": mode} | more)
+                if more["status"] == "ok":
+                    prepared[mode] = self.timer.prepare(call)
+                    self._time(rows[-1], prepared[mode])
+            except Exception as error:  # the others go on
+                why = failure(error)
+                if is_optional and why["status"] == "error":
+                    why["status"] = "not applicable"
+                rows = [x for x in rows if x["mode"] != mode] + [row | {"mode": mode} | why]
+        return rows, prepared
+
+    def _time(self, row: dict, call: Callable[[], object]) -> None:
+        """Adds the seconds of every launch, and the median of their ratios to those of the first of ours."""
+        base = self.base.get(row["mode"])
+        samples = self._in_turns({"own": call} | ({"base": base} if base else {}))
+        sequences, fixed = self.shape.sequences, row.get("fixed_seconds", 0.0)
+        scale = sequences / row.get("timed_sequences", sequences)
+        own = [[fixed + scale * max(value - fixed, 0.0) for value in block] for block in samples["own"]]
+        row["seconds"] = [value for block in own for value in block]
+        if not self.base:
+            row["ratio"] = 1.0
+        elif base:
+            row["ratio"] = timing.ratio(own, samples["base"])
+
+    def _in_turns(self, functions: dict) -> dict[str, list[list[float]]]:
+        launches, budget = self.request["launches"], self.request["budget_seconds"]
+        if self.device == "cpu":
+            return timing.in_turns(self.timer, functions, launches, budget, launches, LEAST_TURNS)
+        return timing.in_turns(self.timer, functions, launches, budget, GPU_TURNS)
+
+    def _dtype(self) -> torch.dtype:
+        """Of rivals: on a CPU, where they know no other, float32; on a GPU that of ours."""
+        return torch.float32 if self.device == "cpu" else getattr(torch, self.request["ours"][0][1])
+
+    def _affordable(self, rival: rivals.Rival, mode: str) -> dict:
+        """{"timed_sequences", "fixed_seconds"}: all sequences if a call on them keeps to the budget and the memory,
+        else fewer, and the part of the time that does not depend on their number."""
+        each = rival.bytes_per_element * self.shape.channels * self.shape.length
+        if self.device == "cpu":
+            return _by_time(rival, self.shape, mode, self.request["budget_seconds"], CPU_RIVAL_BYTES // each)
+        count, (free, _) = self.shape.sequences, torch.cuda.mem_get_info()
+        while count * each > GPU_MEMORY_SHARE * free and count % 2 == 0:
+            count //= 2
+        return {"timed_sequences": count, "fixed_seconds": 0.0}
 
 
-def _timed(request: dict, shape: Shape, prepared: list, mode: str) -> list[dict]:
-    """Rows of ours and of the rivals, the first of ours timed beside every rival. A rival's tensors are gone before the
-    next one's are made."""
-    base_row, base_calls = prepared[0]
-    samples = _in_turns(request, {row["name"]: by_mode[mode] for row, by_mode in prepared if row["status"] == "ok"})
-    rows = [_row(row, mode, samples.get(row["name"]), samples.get(base_row["name"])) for row, _ in prepared]
-    for rival in rivals.RIVALS:
-        if rival.name not in request["rivals"]:
-            continue
-        row, call = _rival(rival, shape, request, mode)
-        turns = {"base": base_calls[mode]} if base_row["status"] == "ok" else {}
-        found = _in_turns(request, turns | {"own": call}) if call else {}
-        rows.append(_row(row, mode, found.get("own"), found.get("base"), shape.sequences))
-    return rows
+def _pinned(threads: int, call: Callable[[], object]) -> object:
+    torch.set_num_threads(threads)
+    return call()
 
 
-def _in_turns(request: dict, functions: dict[str, Callable]) -> dict[str, list]:
-    return timing.interleaved(functions, request["rounds"], request["budget_seconds"])
-
-
-def _row(row: dict, mode: str, own: list | None, base: list | None, sequences: int = 1) -> dict:
-    """With the seconds of every round, and the median of their ratios to those of the first of ours."""
-    row = row | {"mode": mode}
-    if own is not None:
-        scale, fixed = sequences / row.get("timed_sequences", sequences), row.get("fixed_seconds", 0.0)
-        own = [None if value is None else fixed + scale * max(value - fixed, 0.0) for value in own]
-        row["seconds"] = [value for value in own if value is not None]
-        if base is not None:
-            row["ratio"] = timing.ratio(own, base)
-    return row
-
-
-def _rival(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> tuple[dict, Callable | None]:
-    """A rival on as many sequences as time and memory allow, gated: (row, what is timed, if anything)."""
-    row = {"name": rival.name, "label": rival.label, "is_ours": False}
-    if rival.name == "compiled" and shape.length > request["compiled_length"]:
-        detail = f"would unroll {shape.length} steps; compiled up to {request['compiled_length']}"
-        return row | {"status": "not applicable", "detail": detail}, None
-    try:
-        row |= _affordable(rival, shape, request, mode)
-        tensors = rivals.leaves(rival, replace(shape, sequences=row["timed_sequences"]))
-        row |= gate_rival(rival, tensors).as_row()
-        return row, calls(rival.run, tensors)[mode] if row["status"] == "ok" else None
-    except Exception as error:  # the others go on
-        found = failure(error)
-        if rival.is_optional and found["status"] == "error":
-            found["status"] = "not applicable"
-        return row | found, None
-
-
-def _affordable(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> dict:
-    """{"timed_sequences", "fixed_seconds"}: all sequences if a call on them keeps to the budget, else as many as three
-    rounds and a warm-up have time and memory for, and the part of the time that does not depend on their number."""
+def _by_time(rival: rivals.Rival, shape: Shape, mode: str, budget: float, by_memory: int) -> dict:
+    """As `TimedShape._affordable`: as many sequences as three rounds and a warm-up have time for."""
     few, more = (min(count, shape.sequences) for count in PROBE_SEQUENCES)
     seconds = {}
     for count in (few, more):
@@ -137,26 +202,5 @@ def _affordable(rival: rivals.Rival, shape: Shape, request: dict, mode: str) -> 
         return {"timed_sequences": shape.sequences, "fixed_seconds": 0.0}
     each = max((seconds[more] - seconds[few]) / (more - few), 1e-9)
     fixed = max(seconds[few] - few * each, 0.0)
-    budget = request["budget_seconds"]
     by_time = shape.sequences if fixed + each * shape.sequences <= budget else int((budget / 4 - fixed) / each)
-    by_memory = RIVAL_MEMORY_BYTES // (rival.bytes_per_element * shape.channels * shape.length)
     return {"timed_sequences": min(shape.sequences, max(more, min(by_time, by_memory))), "fixed_seconds": fixed}
-
-
-def _scaling(request: dict, by_mode: dict[str, Callable]) -> list[dict]:
-    """Time on the first number of threads over that on each other one, in turns."""
-    rows = []
-    counts = request["thread_counts"]
-    for mode, call in by_mode.items():
-
-        def pinned(threads: int, call=call):
-            torch.set_num_threads(threads)
-            return call()
-
-        functions = {threads: (lambda threads=threads: pinned(threads)) for threads in counts}
-        samples = timing.interleaved(functions, request["rounds"], request["budget_seconds"])
-        torch.set_num_threads(request["threads"])
-        for threads in counts[1:]:
-            speedups = [a / b for a, b in zip(samples[counts[0]], samples[threads], strict=True) if a and b]
-            rows.append({"mode": mode, "threads": threads, "status": "ok", "detail": "", "speedup": speedups})
-    return rows

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.layers.candidates import BASE, MODES, Shape, candidate_named
 from benchmarks.layers.case import Buffers, Case, gate, truths
-from benchmarks.measure import gpu_timing, process_memory
+from benchmarks.measure import process_memory, timing
 from benchmarks.measure.failures import failure
 from benchmarks.measure.meter import Meter, meter_of
 from benchmarks.measure.saved import count_parameters, saved_bytes
@@ -95,7 +95,7 @@ def in_turns(request: dict) -> dict:
     cases: dict[str, Case] = {}
     known: dict[tuple, tuple] = {}  # truths, by the function and its weights
     rows: dict[str, dict] = {}
-    with gpu_timing.timer_of(request["device"]) as timer:
+    with timing.timer_of(request["device"]) as timer:
         buffers = Buffers(Shape(**request["shape"]), request["device"])
         for mode in MODES:
             rows[mode], calls = {}, {}
@@ -122,8 +122,8 @@ def _add_times(timer, calls: dict[str, Callable], rows: dict[str, dict], request
     """To the rows of what is called. On a CPU a turn is one launch."""
     launches = request["launches"]
     turns = launches if request["device"] == "cpu" else TURNS
-    samples = gpu_timing.in_turns(timer, calls, launches, request["budget_seconds"], turns)
+    samples = timing.in_turns(timer, calls, launches, request["budget_seconds"], turns)
     for name, blocks in samples.items():
         rows[name]["seconds"] = [seconds for block in blocks for seconds in block]
         if BASE in samples:
-            rows[name]["ratios"] = gpu_timing.ratios(blocks, samples[BASE])
+            rows[name]["ratios"] = timing.ratios(blocks, samples[BASE])

@@ -1,10 +1,105 @@
-"""Times that can be compared: candidates take turns in one process, so that whatever else the machine does hits all."""
+"""Times of short calls on any device: candidates take turns, each in blocks of launches.
 
+A timer makes a function ready (`prepare`) and times a block of launches of it (`block`, seconds each). Everything else,
+turns, budgets and statistics, knows no device.
+"""
+
+import contextlib
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator
 from statistics import median
+
+import torch
+
+from benchmarks.measure import gpu_device
+
+WARM_UPS = 3
+CLOCK_PERIOD_S = 1.0  # asking for the clocks costs some 50 ms of the host
+
+
+class HostTimer:
+    """Calls that have done their work when they return, by the host's clock."""
+
+    caches = "warm"
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+
+    def prepare(self, function: Callable[[], object]) -> Callable[[], object]:
+        function()
+        return function
+
+    def block(self, launch: Callable[[], object], launches: int) -> list[float]:
+        found = []
+        for _ in range(launches):
+            start = self.clock()
+            launch()
+            found.append(self.clock() - start)
+        return found
+
+    def take_clocks(self) -> dict[str, float]:
+        return {}
+
+
+class CudaTimer:
+    """A function is captured once as a CUDA graph. Before each replay a buffer of four times the L2 cache is written,
+    which takes the device longer than the host needs to enqueue what follows: events around the replay see no gaps.
+    While a block runs, the clocks are read."""
+
+    caches = "cold"
+
+    def __init__(self):
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.stream = torch.cuda.current_stream()
+        if self.stream == torch.cuda.default_stream():
+            raise ValueError("CudaTimer: expected a stream of its own to be current, got the default stream, which "
+                             "cannot be captured")  # fmt: skip
+        self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+        self._samples: list[dict] = []
+        self._asked = 0.0
+
+    def prepare(self, function: Callable[[], object]) -> Callable[[], object]:
+        for _ in range(WARM_UPS):
+            function()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            function()
+
+        def launch(kept: Callable[[], object] = function) -> None:  # with the tensors that the graph reads
+            graph.replay()
+
+        launch()
+        torch.cuda.synchronize()
+        return launch
+
+    def block(self, launch: Callable[[], object], launches: int) -> list[float]:
+        events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(launches)]
+        for start, end in events:
+            self._flush.zero_()
+            start.record()
+            launch()
+            end.record()
+        if time.monotonic() - self._asked > CLOCK_PERIOD_S:
+            self._samples.append(gpu_device.query(gpu_device.CLOCK_FIELDS))
+            self._asked = time.monotonic()
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1e3 for start, end in events]
+
+    def take_clocks(self) -> dict[str, float]:
+        """Of the blocks since the last call."""
+        samples, self._samples, self._asked = self._samples, [], 0.0
+        return gpu_device.summary_of_clocks(samples)
+
+
+@contextlib.contextmanager
+def timer_of(device: str) -> Iterator[HostTimer | CudaTimer]:
+    """A timer, and on a GPU a stream of its own for all that happens inside."""
+    if device == "cpu":
+        yield HostTimer()
+        return
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield CudaTimer()
 
 
 def once(function: Callable[[], object]) -> float:
@@ -14,62 +109,35 @@ def once(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(
-    candidates: dict[str, Callable[[], object]], rounds: int, budget_seconds: float, least_rounds: int = 3
-) -> dict[str, list[float | None]]:
-    """Seconds per round and candidate; every candidate runs once untimed first.
+def in_turns(
+    timer, candidates: dict, launches: int, budget_s: float, turns: int = 10, least_turns: int = 1
+) -> dict[str, list[list[float]]]:
+    """Seconds of every launch, by candidate and turn. candidates: prepared functions.
 
-    A candidate that has used up its budget sits out the remaining rounds (None), but not before `least_rounds`.
+    In each of `turns` turns every candidate is launched launches / turns times, rounded up. One that has used up its
+    budget sits out the rest, but not before it has had `least_turns`; what a block costs is known from one launch
+    before, so that even a slow candidate's first turn keeps to the budget.
     """
-    for function in candidates.values():
-        function()
-    samples: dict[str, list[float | None]] = {name: [] for name in candidates}
+    samples: dict = {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
-    for turn in range(rounds):
-        for name, function in candidates.items():
-            seconds = None
-            if turn < least_rounds or spent[name] < budget_seconds:
-                seconds = once(function)
-                spent[name] += seconds
-            samples[name].append(seconds)
+    length = {}
+    for name, launch in candidates.items():
+        (seconds,) = timer.block(launch, 1)
+        length[name] = max(1, min(-(-launches // turns), int(budget_s / max(seconds, 1e-9))))
+    for turn in range(turns):
+        for name, launch in candidates.items():
+            if turn < least_turns or spent[name] < budget_s:
+                block = timer.block(launch, length[name])
+                samples[name].append(block)
+                spent[name] += sum(block)
     return samples
 
 
-def ratio(theirs: list[float | None], ours: list[float | None]) -> float:
-    """Median over the rounds both took part in of theirs / ours."""
-    return median(a / b for a, b in zip(theirs, ours, strict=True) if a is not None and b is not None)
+def ratio(theirs: list[list[float]], ours: list[list[float]]) -> float:
+    """Median of `ratios`."""
+    return median(ratios(theirs, ours))
 
 
-def middle(samples: list[float | None]) -> float:
-    return median(value for value in samples if value is not None)
-
-
-def exponentials_per_second(threads: int, seconds: float = 0.2) -> float | None:
-    """The rate of the scan's own vector exp2 with nothing around it, on so many threads; None if the compiled kernels
-    do not offer the probe."""
-    import torch
-
-    try:
-        probe = torch.ops.ssmvdm.cpu_exp2_rate
-    except AttributeError:
-        return None
-    vectors = 1 << 16
-    while (took := once(partial(probe, vectors))) < seconds / 4:
-        vectors *= 2
-    vectors = int(vectors * seconds / took)
-    with ThreadPoolExecutor(threads) as pool:  # the dispatcher releases the interpreter lock
-        best = 0.0
-        for _ in range(3):
-            start = time.perf_counter()
-            lanes = sum(pool.map(probe, [vectors] * threads))
-            best = max(best, lanes / (time.perf_counter() - start))
-    return best
-
-
-def bytes_per_second(nbytes: int = 2**27, repeats: int = 5) -> float:
-    """Bytes read and written by a sum of two arrays into a third, all beyond the caches, on torch's threads; the best
-    of a few."""
-    import torch
-
-    first, second, total = (torch.ones(nbytes // 4) for _ in range(3))
-    return 3 * nbytes / min(once(partial(torch.add, first, second, out=total)) for _ in range(repeats))
+def ratios(theirs: list[list[float]], ours: list[list[float]]) -> list[float]:
+    """Of every turn that both took part in: theirs / ours, each the median of its block."""
+    return [median(a) / median(b) for a, b in zip(theirs, ours, strict=False)]

@@ -190,9 +190,10 @@ def modes(request: dict) -> dict:
         return gate.as_row()
     del losses
     functions = {mode: (lambda step=step: step.run(*batch)) for mode, step in steps.items()}
-    samples = timing.interleaved(functions, 2 * request["repeats"] - 1, request["seconds"])
+    steps_each = 2 * request["repeats"] - 1
+    samples = timing.in_turns(timing.HostTimer(), functions, steps_each, request["seconds"], steps_each, 3)
     return gate.as_row() | {
-        "step_seconds": samples,
+        "step_seconds": {mode: [seconds for block in blocks for seconds in block] for mode, blocks in samples.items()},
         "parameters": count_parameters(steps["lean"].model),
         "ratio": timing.ratio(samples["lean"], samples["fast"]),
     }

@@ -50,7 +50,7 @@ def run(capsys, *arguments):
         (["bench", "scan", "--rivals", "lstm"], "--rivals"),
         (["bench", "scan", "--shapes", "base3"], "--shapes: unknown shape 'base3'; expected SEQUENCESxLENGTHxCHANNELS"),
         (["bench", "scan", "--shapes", "base", "base"], "--shapes: the same value twice"),
-        (["bench", "scan", "--shapes", "4x4x12"], "--shapes: expected a multiple of 8 channels"),
+        (["bench", "scan", "--device", "tpu"], "--device: expected cpu or cuda, got 'tpu'"),
         (["bench", "scan", "--threads", "0"], "--threads: expected whole numbers of at least 1, got 0"),
         (["bench", "scan", "--budget-seconds", "nan"], "--budget-seconds"),
         (["bench", "all", "--compare", "nowhere.json"], "cannot read nowhere.json"),

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from benchmarks.kernels.scan_options import ScanOptions
 from benchmarks.layers.options import LayerOptions
 from benchmarks.measure.children import call_child
 from benchmarks.measure.environment import device_name, device_slug
@@ -383,11 +384,13 @@ def test_the_same_is_measured_on_a_gpu():
 def test_results_of_a_gpu_are_named_by_the_gpu_and_without_one_a_line_says_so(tmp_path, monkeypatch):
     options = MemoryOptions(device="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="--device cuda: no such device can be used"):
-        options.folder()
+    for one in (options, LayerOptions(device="cuda"), ScanOptions(device="cuda")):
+        with pytest.raises(InputError, match="--device cuda: no such device can be used: PyTorch finds no CUDA device"):
+            one.check()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X1 80GB")
     assert options.folder() == LayerOptions(device="cuda").folder() == RESULTS / "nvidia-x1-80gb"
+    assert ScanOptions(device="cuda").folder() == options.folder()
     assert MemoryOptions().folder() == LayerOptions().folder() == RESULTS / device_slug(device_name())
     assert options.limit_bytes() is None
     assert MemoryOptions(device="cuda", out=tmp_path).folder() == tmp_path

@@ -47,8 +47,9 @@ def result():
     base = "ours float32 channels-last"
     return {
         "schema": 1, "kind": "scan", "environment": dict(ENVIRONMENT), "wall_seconds": 1.5,
-        "settings": {"states": 4, "dtypes": ["float32"], "layouts": [], "threads": [1, 2], "rounds": 3,
-                     "budget_seconds": 1.0, "base": base, "keeps_freed_memory": True, "shapes": {"4x2x8": shape(4, 2)}},
+        "settings": {"device": "cpu", "states": 4, "dtypes": ["float32"], "layouts": [], "threads": [1, 2],
+                     "launches": 3, "budget_seconds": 1.0, "base": base, "keeps_freed_memory": True, "caches": "warm",
+                     "shapes": {"4x2x8": shape(4, 2)}},
         "rates": {"exponentials_per_second": 1e9, "bytes_per_second": 1e9},
         "times": [
             row("4x2x8", base, "forward", seconds=[1e-3, 2e-3, 3e-3], ratio=1.0),
@@ -57,6 +58,7 @@ def result():
         ],
         "threads": [{"shape": "4x2x8", "mode": "forward", "threads": 2, "speedup": [1.5]} | OK],
         "memory": [{"shape": "4x2x8", "name": "ours", "tensors": 3.0, "peak_bytes": 2**20} | OK],
+        "clocks": [],
     }  # fmt: skip
 
 

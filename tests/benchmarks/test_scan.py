@@ -8,15 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernels import rivals, scan, scan_tasks
+from benchmarks.kernels import rival_scans, rivals, scan, scan_tasks
 from benchmarks.kernels.kind import KIND
 from benchmarks.kernels.scan_case import gate_ours, gate_rival, our_tensors, run_ours
-from benchmarks.kernels.scan_options import ScanOptions
+from benchmarks.kernels.scan_options import RIVALS, ScanOptions
 from benchmarks.kernels.shapes import SHAPES, Shape, shape_named
 from benchmarks.measure import timing
 from benchmarks.measure.children import call_child
 from benchmarks.measure.journal import Journal
 from ssmvdm import cli
+from ssmvdm.errors import InputError
 from tests.conftest import require_backend
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -31,7 +32,8 @@ def made(rival, length, sequences=3):
     return {name: value.requires_grad_() for name, value in tensors.items()}
 
 
-CHEAP = [rival for rival in rivals.RIVALS if rival.name != "compiled"]
+ON_CPU = [rival for rival in rivals.all_rivals() if "cpu" in RIVALS[rival.name]]
+CHEAP = [rival for rival in ON_CPU if rival.name != "compiled"]
 
 
 @pytest.mark.parametrize("length", [2, 5, 16, 33])
@@ -47,12 +49,10 @@ def test_a_rival_that_is_wrong_is_caught(rival):
     assert not gate_rival(wrong, made(rival, 16)).has_passed
 
 
-def test_the_compiled_rival_is_the_eager_one(monkeypatch):
-    """Without code generation, which takes minutes."""
-    call = torch.compile(rivals.eager_scan, backend="eager")
-    monkeypatch.setattr(rivals, "_compiled_eager_scan", lambda: call)
-    rival = next(rival for rival in rivals.RIVALS if rival.name == "compiled")
-    gate = gate_rival(rival, made(rival, 3))
+def test_the_compiled_rival_is_right():
+    """With code generation, which is wrong where it makes vector code."""
+    rival = next(rival for rival in rivals.all_rivals() if rival.name == "compiled")
+    gate = gate_rival(rival, made(rival, 3, sequences=4))
     assert gate.has_passed, gate.first_failure()
 
 
@@ -65,8 +65,9 @@ def test_the_parallel_scan_is_the_recurrence():
         for t in range(length):
             h = decay[:, :, t] * h + drive[:, :, t]
             steps.append(h)
-        assert torch.allclose(rivals.ParallelScan.apply(decay, drive), torch.stack(steps, 2), rtol=1e-12, atol=1e-13)
-        assert torch.autograd.gradcheck(rivals.ParallelScan.apply, (decay, drive))
+        parallel = rival_scans.ParallelScan.apply(decay, drive)
+        assert torch.allclose(parallel, torch.stack(steps, 2), rtol=1e-12, atol=1e-13)
+        assert torch.autograd.gradcheck(rival_scans.ParallelScan.apply, (decay, drive))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -94,21 +95,6 @@ def test_our_gate_catches_a_wrong_row_and_a_wrong_gradient(layout):
     assert "delta_bias" in gate_ours(tensors, layout, without_bias_gradient).first_failure()
 
 
-def test_candidates_take_turns_and_a_slow_one_stops_after_its_budget():
-    order = []
-
-    def slow():
-        order.append("slow")
-        while timing.once(lambda: None) > 1.0:
-            pass
-
-    samples = timing.interleaved({"slow": slow, "fast": lambda: order.append("fast")}, rounds=5, budget_seconds=0.0)
-    assert order[:6] == ["slow", "fast"] * 3
-    assert [value is None for value in samples["slow"]] == [False] * 3 + [True] * 2
-    assert timing.ratio([2.0, None, 6.0, 9.0], [1.0, 1.0, 2.0, None]) == 2.5
-    assert timing.middle([None, 3.0, 1.0, 2.0]) == 2.0
-
-
 def run_python(*arguments):
     """stdout of a process of its own, because the benchmark changes how its process allocates."""
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
@@ -134,7 +120,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     arguments = ["--shapes", "16x4x16", "16x8x64", "channels-64", "channels-224", "--states", "4"]
     arguments += ["--threads", "1", "2", "--compiled-length", "1"]
-    arguments += ["--rounds", "3", "--budget-seconds", "0.05", "--out", str(out)]
+    arguments += ["--launches", "3", "--budget-seconds", "0.05", "--out", str(out)]
     assert cli.main(["bench", "scan", *arguments]) == 0
     return out
 
@@ -153,7 +139,7 @@ def test_all_files_are_written_and_nothing_else(folder):
 def test_every_row_has_passed_its_gate_or_says_why_it_has_no_number(result):
     full = ("16x4x16", "16x8x64")
     names = {row["name"] for row in result["times"] if row["shape"] in full and not row["is_ours"]}
-    assert names == {rival.name for rival in rivals.RIVALS}
+    assert names == {rival.name for rival in ON_CPU}
     for row in result["times"]:
         if row["name"] == "compiled":
             assert row["status"] == "not applicable" and "compiled up to 1" in row["detail"]
@@ -174,7 +160,7 @@ def test_every_row_has_passed_its_gate_or_says_why_it_has_no_number(result):
 
 def test_in_a_sweep_one_variant_of_ours_meets_the_cheap_rivals(result):
     swept = [row for row in result["times"] if row["shape"] == "channels-224" and row["mode"] == "forward"]
-    expected = ["ours float32 channels-last", "compiled", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal"]
+    expected = ["ours float32 channels-last", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal", "compiled"]
     assert [row["name"] for row in swept] == expected
 
 
@@ -227,31 +213,74 @@ def test_a_child_that_dies_is_a_row(tmp_path, monkeypatch):
     KIND.check(found | {"wall_seconds": 1.0})
 
 
-def test_a_rival_that_breaks_is_a_row_and_one_that_this_torch_cannot_run_says_so(monkeypatch):
+SMALL = Shape(4, 16, 4, 4)
+
+
+def timed_shape(shape=SMALL, **request):
+    request = {"device": "cpu", "shape": vars(shape), "ours": [("cpu", "float32", "channels-last")], "seconds": 60.0,
+               "compiled_length": 1, "launches": 3, "budget_seconds": 0.01} | request  # fmt: skip
+    return scan_tasks.TimedShape(request, timing.HostTimer())
+
+
+def named(name):
+    return next(rival for rival in rivals.all_rivals() if rival.name == name)
+
+
+def test_a_rival_that_breaks_is_a_row_and_one_that_this_torch_cannot_run_says_so():
     require_backend("cpu")
-    request = {"rivals": ["pscan", "associative"], "compiled_length": 1, "rounds": 3, "budget_seconds": 0.01}
 
     def broken(tensors):
         raise RuntimeError("not on this device\nand more")
 
-    both = [replace(rival, run=broken) for rival in rivals.RIVALS if rival.name in request["rivals"]]
-    monkeypatch.setattr(rivals, "RIVALS", tuple(both))
-    shape = Shape(4, 16, 4, 4)
-    rows = scan_tasks._timed(request, shape, [scan_tasks._ours(shape, "float32", "channels-last")], "forward")
-    assert [row["status"] for row in rows] == ["ok", "error", "not applicable"]
-    assert {row["detail"] for row in rows[1:]} == {"RuntimeError: not on this device"}
+    shape = timed_shape()
+    assert [row["status"] for row in shape.ours("cpu", "float32", "channels-last")] == ["ok", "ok"]
+    for name, status in (("pscan", "error"), ("associative", "not applicable")):
+        rows = shape.rival(replace(named(name), run=broken))
+        assert [(row["status"], row["detail"]) for row in rows] == [(status, "RuntimeError: not on this device")] * 2
+    assert all(row["ratio"] > 0.0 for row in shape.rival(named("pscan")))
+
+
+def test_one_of_ours_that_is_wrong_has_no_numbers(monkeypatch):
+    require_backend("cpu")
+    monkeypatch.setattr(scan_tasks, "run_ours", lambda tensors, backend: run_ours(tensors, backend) * 1.01)
+    shape = timed_shape()
+    rows = shape.ours("cpu", "float32", "channels-last")
+    assert all(row["status"] == "gate failed" and "seconds" not in row for row in rows)
+    assert not shape.base and all("ratio" not in row or row["ratio"] == 1.0 for row in shape.rival(named("pscan")))
+
+
+def test_a_backend_that_is_not_there_says_why():
+    require_backend("cpu")
+    rows = timed_shape().ours("triton", "float32", "video")
+    assert [row["status"] for row in rows] == ["not applicable"] * 2 and "triton" in rows[0]["detail"].lower()
+
+
+def test_what_has_not_begun_in_time_is_a_row():
+    rows = timed_shape(seconds=-1.0).rival(named("pscan"))
+    assert [(row["mode"], row["status"]) for row in rows] == [(mode, "timeout") for mode in scan_tasks.MODES]
+    assert rows[0]["detail"] == "not begun within the time limit"
+
+
+def test_a_run_beyond_its_time_is_whole(tmp_path):
+    require_backend("cpu")
+    options = ScanOptions(shapes=("8x4x16", "8x5x16"), threads=(1,), time_limit=1e-9)
+    found = scan.measure(options, lambda *progress: None, Journal(tmp_path / "a.journal", {}, False))
+    assert {row["status"] for row in found["times"] + found["memory"]} == {"timeout"}
+    KIND.check(found | {"wall_seconds": 1.0})
 
 
 def test_time_on_fewer_sequences_is_extrapolated_without_its_fixed_part():
-    row = scan_tasks._row(
-        {"timed_sequences": 10, "fixed_seconds": 1.0}, "forward", [3.0, None, 0.5], [7.0, 1.0, 2.0], 30
-    )
+    shape = timed_shape(Shape(30, 16, 4, 4))
+    shape._in_turns = lambda functions: {"own": [[3.0], [0.5]], "base": [[7.0], [2.0], [1.0]]}
+    row = {"mode": "forward", "timed_sequences": 10, "fixed_seconds": 1.0}
+    shape.base = {"forward": list}
+    shape._time(row, list)
     assert row["seconds"] == [7.0, 1.0]
     assert row["ratio"] == 0.75
 
 
 def test_a_rival_runs_on_what_the_budget_allows(monkeypatch):
-    rival, shape = rivals.RIVALS[0], Shape(1000, 8, 4, 4)
+    rival, shape = named("eager"), Shape(1000, 8, 4, 4)
 
     def affordable(fixed, each, budget):
         """With calls that take fixed + each x sequences."""
@@ -260,12 +289,66 @@ def test_a_rival_runs_on_what_the_budget_allows(monkeypatch):
             scan_tasks, "calls", lambda run, tensors: sizes.append(len(tensors["u"])) or {"forward": list}
         )
         monkeypatch.setattr(timing, "once", lambda call: fixed + each * sizes[-1])
-        taken = scan_tasks._affordable(rival, shape, {"budget_seconds": budget}, "forward")
+        taken = timed_shape(shape, budget_seconds=budget)._affordable(rival, "forward")
         return taken["timed_sequences"], round(taken["fixed_seconds"], 9)
 
     assert affordable(fixed=0.5, each=2**-10, budget=2.0) == (1000, 0.5)
     assert affordable(fixed=0.5, each=2**-7, budget=4.0) == (64, 0.5)
     assert affordable(fixed=0.5, each=2**-7, budget=1.0) == (32, 0.5)
+
+
+def test_a_gpus_floors_and_clocks_are_in_the_tables(result):
+    """Of a result of the CPU, with what a GPU has besides."""
+    found = json.loads(json.dumps(result))
+    found["settings"] |= {"device": "cuda", "caches": "cold"}
+    found["environment"] |= {"multiprocessors": 132, "copy_bytes_per_second": 4e12}
+    found["clocks"] = [{"shape": "16x4x16", "sm_mhz_min": 1500.0, "sm_mhz_median": 1755.0, "sm_mhz_max": 1980.0}]
+    scan._add_shares(found, {name: shape_named(name, 4).shape for name in found["settings"]["shapes"]})
+    KIND.check(found)
+    row = next(row for row in found["times"] if row["is_ours"] and row["mode"] == "forward")
+    shape = shape_named(row["shape"], 4).shape
+    special = shape.elements() * (2 * 4 + 6) / (132 * 1755e6 * 16)
+    expected = {"special functions": special, "memory": shape.traffic_bytes("forward", 4) / 4e12}
+    seconds = sorted(row["seconds"])[1]
+    assert row["shares_of_floor"] == pytest.approx({name: floor / seconds for name, floor in expected.items()})
+    clocks = next(table for table in KIND.tables(found) if table.title == "Clocks")
+    assert clocks.rows == [["16x4x16", "1500 to 1980", "not read", "not read", "not read"]]
+    assert "clock that was read" in KIND.method(found)
+
+
+def test_shapes_of_no_sweep_that_is_shown_are_in_the_tables(result):
+    found = json.loads(json.dumps(result))
+    found["settings"]["shapes"].pop("channels-64")
+    found["times"] = [row for row in found["times"] if row["shape"] != "channels-64"]
+    titles = {table.title: table for table in KIND.tables(found)}
+    assert "Sweep over channels" not in titles and "channels-224" in titles["Ours, forward"].header
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "tpu"}, "--device: expected cpu or cuda, got 'tpu'"),
+        ({"rivals": ("mamba-ssm",)}, "--rivals: unknown 'mamba-ssm'; expected some of eager"),
+        ({"device": "cuda", "rivals": ("eager",)}, "--rivals: unknown 'eager'; expected some of mamba-ssm"),
+        ({"dtypes": ()}, "--dtypes: expected at least one"),
+        ({"launches": 0}, "--launches: expected whole numbers of at least 1, got 0"),
+        ({"time_limit": float("nan")}, "--time-limit: expected a positive number, got nan"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(changes, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match=message):
+        replace(ScanOptions(), **changes).check()
+
+
+def test_the_table_of_rivals_is_that_of_the_options():
+    assert [rival.name for rival in rivals.all_rivals()] == list(RIVALS)
+    gpu = ScanOptions(device="cuda")
+    assert gpu.compared() == ("mamba-ssm", "mamba-ssm-folded", "sdpa-8x64", "sdpa-equal", "compiled")
+    assert gpu.storage_types()[0] == "bfloat16" and gpu.timed_launches() == 200
+    assert scan._variants(gpu, is_sweep=True) == [
+        ("cuda", "bfloat16", "channels-last"), ("triton", "bfloat16", "channels-last"),
+    ]  # fmt: skip
 
 
 def test_options_are_valid_and_names_are_shapes():

@@ -109,7 +109,7 @@ def find_sanitizer() -> str | None:
 
 
 def benchmark_stage(out: Path, mamba: Path, obstacle: str | None) -> Stage:
-    command = python("-m", "benchmarks.bench_scan", "--out", str(out), "--mamba", str(mamba), "--budget-s", "1.5")
+    command = python("-m", "tests.gpu.benchmark", "--out", str(out), "--mamba", str(mamba), "--seconds", "140")
     return Stage("benchmark", command, 165, obstacle=obstacle)
 
 

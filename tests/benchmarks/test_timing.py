@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.kernels.gpu_floors import floors
+from benchmarks.kernels.floors import gpu_floors
 from benchmarks.kernels.scan_case import Shape
-from benchmarks.measure import gpu_device, gpu_timing
+from benchmarks.measure import gpu_device, timing
 
 
 class FakeClock:
@@ -28,7 +28,7 @@ class FakeClock:
 
 def test_the_host_timer_gives_the_time_of_every_call():
     clock = FakeClock()
-    timer = gpu_timing.HostTimer(clock)
+    timer = timing.HostTimer(clock)
     launch = timer.prepare(clock.spend(0.25))
     assert clock.now == 0.25, "it runs once before it is timed"
     assert timer.block(launch, 3) == [0.25] * 3
@@ -43,7 +43,7 @@ def test_candidates_take_turns_in_blocks():
             order.append((launch, launches))
             return [0.001] * launches
 
-    samples = gpu_timing.in_turns(Timer(), {"a": "a", "b": "b"}, launches=7, budget_s=9.0, turns=3)
+    samples = timing.in_turns(Timer(), {"a": "a", "b": "b"}, launches=7, budget_s=9.0, turns=3)
     assert order == [("a", 1), ("b", 1), *[("a", 3), ("b", 3)] * 3]
     assert [len(block) for block in samples["a"]] == [3, 3, 3]
 
@@ -51,18 +51,21 @@ def test_candidates_take_turns_in_blocks():
 def test_a_slow_candidate_keeps_to_its_budget_and_has_a_turn_all_the_same():
     clock = FakeClock()
     calls = {"slow": clock.spend(2.0), "fast": clock.spend(0.001), "hopeless": clock.spend(50.0)}
-    samples = gpu_timing.in_turns(gpu_timing.HostTimer(clock), calls, launches=200, budget_s=5.0)
+    samples = timing.in_turns(timing.HostTimer(clock), calls, launches=200, budget_s=5.0)
     assert [len(block) for block in samples["slow"]] == [2, 2]  # 4 s of 5 leave room for one more turn
     assert [len(block) for block in samples["hopeless"]] == [1]
     assert sum(map(len, samples["fast"])) == 200
 
 
-def test_summary_and_ratio():
-    found = gpu_timing.summary([[float(i) for i in range(5)], [float(i) for i in range(5, 11)]])
-    assert found == {"seconds": 5.0, "p10_seconds": 1.0, "p90_seconds": 9.0, "launches": 11}
-    assert gpu_timing.summary([[2.0]]) == {"seconds": 2.0, "p10_seconds": 2.0, "p90_seconds": 2.0, "launches": 1}
+def test_a_candidate_beyond_its_budget_has_the_least_number_of_turns():
+    clock = FakeClock()
+    samples = timing.in_turns(timing.HostTimer(clock), {"slow": clock.spend(9.0)}, 5, 1.0, turns=5, least_turns=3)
+    assert samples == {"slow": [[9.0]] * 3}
+
+
+def test_a_ratio_is_of_the_turns_that_both_took_part_in():
     # The third turn was disturbed for both; a candidate that sat out has fewer turns.
-    assert gpu_timing.ratio([[2.0, 2.0], [2.0], [20.0]], [[1.0], [1.0], [9.0], [1.0]]) == 2.0
+    assert timing.ratio([[2.0, 2.0], [2.0], [20.0]], [[1.0], [1.0], [9.0], [1.0]]) == 2.0
 
 
 @pytest.fixture
@@ -107,16 +110,16 @@ def device(monkeypatch):
     )  # fmt: skip
     sizes = []
     fake = SimpleNamespace(cuda=cuda, uint8="uint8", empty=lambda size, **_: sizes.append(size) or Buffer())
-    monkeypatch.setattr(gpu_timing, "torch", fake)
+    monkeypatch.setattr(timing, "torch", fake)
     monkeypatch.setattr(gpu_device, "query", lambda fields: log.append("clocks") or {"sm_mhz": 1700.0})
     return SimpleNamespace(log=log, sizes=sizes, cuda=cuda)
 
 
 def test_a_launch_on_a_gpu_is_a_replay_with_cold_caches_between_events(device):
-    timer = gpu_timing.CudaTimer()
+    timer = timing.CudaTimer()
     launch = timer.prepare(lambda: device.log.append("call"))
     assert device.sizes == [200 * 2**20]
-    warm = ["call"] * gpu_timing.WARM_UPS
+    warm = ["call"] * timing.WARM_UPS
     assert device.log == [*warm, "wait", "capture", "call", "captured", "replay", "wait"]
     device.log.clear()
     assert timer.block(launch, 2) == pytest.approx([0.002, 0.003])  # not the hundred of the flush before it
@@ -129,7 +132,7 @@ def test_a_launch_on_a_gpu_is_a_replay_with_cold_caches_between_events(device):
 def test_a_graph_cannot_be_captured_on_the_default_stream(device):
     device.cuda.current_stream = device.cuda.default_stream
     with pytest.raises(ValueError, match="expected a stream of its own"):
-        gpu_timing.CudaTimer()
+        timing.CudaTimer()
 
 
 def test_what_nvidia_smi_says():
@@ -159,10 +162,10 @@ def test_floors_are_those_worked_out_by_hand(length, memory, special, memory_bac
     """In ms, for 132 multiprocessors at 1.755 GHz and 4.3 TB/s, to the two or three digits that were written down."""
     found = {"multiprocessors": 132, "copy_bytes_per_second": 4.3e12}
     shape = Shape(4096, 224, length, 16)
-    forward = floors(shape, "forward", 2, found, 1755.0)
-    backward = floors(shape, "backward", 2, found, 1755.0)
+    forward = gpu_floors(shape, "forward", 2, found, 1755.0)
+    backward = gpu_floors(shape, "backward", 2, found, 1755.0)
     assert 1e3 * forward["memory"] == pytest.approx(memory, rel=0.02)
     assert 1e3 * forward["special functions"] == pytest.approx(special, rel=0.01)
     assert 1e3 * backward["memory"] == pytest.approx(memory_back, rel=0.02)
     assert 1e3 * backward["issue"] == pytest.approx(issue, rel=0.01)
-    assert floors(shape, "forward", 2, found, 3510.0)["special functions"] == forward["special functions"] / 2
+    assert gpu_floors(shape, "forward", 2, found, 3510.0)["special functions"] == forward["special functions"] / 2
