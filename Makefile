@@ -43,7 +43,7 @@ help:
 	@echo "make test-integration   the tests against other packages, the long ones too, and the documentation"
 	@echo "make test-survival   training killed at 500 random instants and resumed, to the bit"
 	@echo "make test-gpu    on a GPU: build for it, all cases on it, compute-sanitizer, the benchmark; under ten minutes"
-	@echo "make bench-gpu   the scan against its rivals on a GPU, at length -> benchmarks/results/"
+	@echo "make bench-gpu   all benchmarks on a GPU, at length -> benchmarks/results/"
 	@echo "make build   the package, installed editable with what development needs"
 	@echo "make sass    what the CUDA scan's loops cost, from machine code -> csrc/cuda/sass.md"
 	@echo "make cuda-resources   registers and spills of the CUDA kernels -> csrc/cuda/resources.md"

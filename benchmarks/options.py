@@ -15,6 +15,9 @@ DEVICES = ("cpu", "cuda")
 class RunOptions:
     """To be inherited: a benchmark adds its own, and `check()`, `quick()` and `full()`."""
 
+    device: str = "cpu"
+    """cpu or cuda."""
+
     out: Path | None = None
     """Folder for the results. Default: benchmarks/results/<device>. Earlier results there are replaced."""
 
@@ -28,7 +31,7 @@ class RunOptions:
     """Show the report in the browser when done."""
 
     def folder(self) -> Path:
-        return self.out or device_folder("cpu")
+        return self.out or device_folder(self.device)
 
 
 def device_folder(device: str) -> Path:

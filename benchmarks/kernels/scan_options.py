@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.kernels.shapes import SHAPES, shape_named
-from benchmarks.options import RunOptions, check_device, check_distinct, check_positive, device_folder
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
 from ssmvdm.errors import InputError
 
 BOTH = ("cpu", "cuda")
@@ -18,6 +18,7 @@ BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # of ours; the first i
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("video", "channels-last", "length-contiguous")
 BASE_LAYOUT = "channels-last"  # of ours that is compared with
+TUNED_SHAPES = ("4096x16x224", "4096x64x224", "4096x256x224")  # what the GPU kernels are tuned for
 QUICK_SHAPES = ("paper-1", "paper-4", "base", "length-16", "length-256")
 
 
@@ -41,9 +42,6 @@ class ScanOptions(RunOptions):
 
     states: int = 16
     """States per channel."""
-
-    device: str = "cpu"
-    """cpu or cuda."""
 
     dtypes: tuple[str, ...] | None = None
     """Storage types of ours: float32, bfloat16, float16. The first is the one that rivals are compared with. Default:
@@ -78,14 +76,16 @@ class ScanOptions(RunOptions):
     """Seconds for the whole run; what has not begun by then is a row that says so."""
 
     @classmethod
-    def quick(cls) -> "ScanOptions":
+    def quick(cls, device: str = "cpu") -> "ScanOptions":
         """Part of `bench all`."""
-        return cls(shapes=QUICK_SHAPES, launches=7, budget_seconds=0.2)
+        if device == "cpu":
+            return cls(shapes=QUICK_SHAPES, launches=7, budget_seconds=0.2)
+        return cls(device=device, shapes=TUNED_SHAPES, budget_seconds=1.5, compiled_length=16)
 
     @classmethod
-    def full(cls) -> "ScanOptions":
+    def full(cls, device: str = "cpu") -> "ScanOptions":
         """Part of `bench all --full`."""
-        return cls()
+        return cls() if device == "cpu" else cls(device=device, budget_seconds=4.0, compiled_length=16)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
@@ -119,9 +119,6 @@ class ScanOptions(RunOptions):
         check_positive("--budget-seconds", self.budget_seconds)
         if not self.time_limit > 0:
             raise InputError(f"--time-limit: expected a positive number, got {self.time_limit}")
-
-    def folder(self) -> Path:
-        return self.out or device_folder(self.device)
 
     def storage_types(self) -> tuple[str, ...]:
         if self.dtypes is not None:

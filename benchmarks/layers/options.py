@@ -2,10 +2,9 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from benchmarks.layers.candidates import ALL, QUICK, WIDTHS, Shape, candidate_named
-from benchmarks.options import RunOptions, check_device, check_distinct, check_positive, device_folder
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
 from ssmvdm.errors import InputError
 
 STRIDE = 2 ** (len(WIDTHS) - 1)  # of the U-Net, in pixels
@@ -40,9 +39,6 @@ class LayerOptions(RunOptions):
     sweep_size: int = 16
     """Height and width of the clips there, small so that long ones take seconds."""
 
-    device: str = "cpu"
-    """cpu or cuda."""
-
     launches: int | None = None
     """Timed calls per layer, shape and mode. Default: 5 on a CPU, 200 on a GPU."""
 
@@ -54,14 +50,15 @@ class LayerOptions(RunOptions):
     """CPU threads, pinned for every measurement."""
 
     @classmethod
-    def quick(cls) -> "LayerOptions":
+    def quick(cls, device: str = "cpu") -> "LayerOptions":
         """Part of `bench all`."""
-        return cls(layers=QUICK, levels=(), frames=(16, 64, 256), launches=4, budget_seconds=2.4)
+        launches = 4 if device == "cpu" else None
+        return cls(device=device, layers=QUICK, levels=(), frames=(16, 64, 256), launches=launches, budget_seconds=2.4)
 
     @classmethod
-    def full(cls) -> "LayerOptions":
+    def full(cls, device: str = "cpu") -> "LayerOptions":
         """Part of `bench all --full`."""
-        return cls(levels=(1, 4), budget_seconds=5.5)
+        return cls(device=device, levels=(1, 4), budget_seconds=5.5)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
@@ -90,9 +87,6 @@ class LayerOptions(RunOptions):
                 raise InputError(f"{option}: expected a multiple of {STRIDE} pixels, got {size}")
         check_device(self.device)
         check_positive("--budget-seconds", self.budget_seconds)
-
-    def folder(self) -> Path:
-        return self.out or device_folder(self.device)
 
     def timed_launches(self) -> int:
         if self.launches is not None:

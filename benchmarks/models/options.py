@@ -2,10 +2,9 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from benchmarks.measure.process_memory import affordable_bytes
-from benchmarks.options import RunOptions, check_device, check_distinct, check_positive, device_folder
+from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
 from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, layer_named
 from ssmvdm.errors import InputError
 
@@ -40,9 +39,6 @@ class MemoryOptions(RunOptions):
     repeats: int = 3
     """Timed steps per configuration, after a warm-up; fewer where they take long."""
 
-    device: str = "cpu"
-    """cpu or cuda. What is counted at the paper's setting is counted as on a CPU."""
-
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads, pinned for every measurement."""
 
@@ -67,14 +63,16 @@ class MemoryOptions(RunOptions):
     """Leave out everything that is counted at the paper's full setting."""
 
     @classmethod
-    def quick(cls) -> "MemoryOptions":
+    def quick(cls, device: str = "cpu") -> "MemoryOptions":
         """Part of `bench all`."""
-        return cls(layers=QUICK_LAYERS, repeats=2, search_limit_gib=None, widths=(64, 112, 160), width_frames=(64,))
+        few: dict = {"widths": (64, 112, 160), "width_frames": (64,)}
+        return cls(device=device, layers=QUICK_LAYERS, repeats=2, search_limit_gib=None, **few)
 
     @classmethod
-    def full(cls) -> "MemoryOptions":
+    def full(cls, device: str = "cpu") -> "MemoryOptions":
         """Part of `bench all --full`."""
-        return cls(frames=(*FRAMES, *LONG_FRAMES), memory_limit_gib=8.0)
+        limit = 8.0 if device == "cpu" else None  # a GPU's own memory is the limit
+        return cls(device=device, frames=(*FRAMES, *LONG_FRAMES), memory_limit_gib=limit)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
@@ -116,6 +114,3 @@ class MemoryOptions(RunOptions):
         if self.memory_limit_gib is not None:
             return int(self.memory_limit_gib * GIB)
         return affordable_bytes() if self.device == "cpu" else None
-
-    def folder(self) -> Path:
-        return self.out or device_folder(self.device)

@@ -43,9 +43,10 @@ class ReportOptions:
 
 
 def run_all(options: AllOptions) -> None:
-    quick = {"scan": ScanOptions.quick(), "layers": LayerOptions.quick(), "memory": MemoryOptions.quick()}
-    full = {"scan": ScanOptions.full(), "layers": LayerOptions.full(), "memory": MemoryOptions.full()}
-    _run(full if options.full else quick, options, "report")
+    kinds = {"scan": ScanOptions, "layers": LayerOptions, "memory": MemoryOptions}
+    extent = "full" if options.full else "quick"
+    parts = {name: getattr(kind, extent)(options.device) for name, kind in kinds.items()}
+    _run(parts, options, "report")
 
 
 def run_scan(options: ScanOptions) -> None:
