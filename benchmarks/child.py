@@ -3,6 +3,8 @@
 A request is {"task", "threads"} and what the task's function says that it takes.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from benchmarks.kernels import scan_tasks
@@ -27,11 +29,16 @@ TASKS = {
 }
 
 
-def answer(request: dict) -> dict:
-    """What the measurement gives, or {"status", "detail"} for one that ran out of memory or broke."""
+def answers(request: dict) -> Iterator[dict]:
+    """What the measurement gives, or {"status", "detail"} for one that ran out of memory or broke. One of many parts
+    gives what it has so far before each of them, with the part that comes as "unfinished"."""
     process_memory.volunteer_for_oom_kill()
     torch.set_num_threads(request["threads"])
     try:
-        return TASKS[request["task"]](request)
+        found = TASKS[request["task"]](request)
+        if isinstance(found, dict):
+            yield found
+        else:
+            yield from found
     except Exception as error:  # whatever it is, the other measurements go on
-        return failure(error)
+        yield failure(error)

@@ -63,7 +63,8 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
 
 
 def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: float) -> dict:
-    """What `scan_tasks.shape_rows` answers; if that is a failure as a whole, the first of ours has it."""
+    """What `scan_tasks.shape_rows` answers. A candidate that ends the process has rows that say so, and another process
+    goes on with those after it; where nothing is measured, it is the first of ours."""
     shape, device = named.shape, options.device
     variants = _variants(options, named.is_sweep)
     request = {
@@ -75,11 +76,20 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: 
         "launches": options.timed_launches(), "budget_seconds": options.budget_seconds,
     }  # fmt: skip
     least = shape.least_bytes(ITEM_BYTES[variants[0][1]])
-    answer = journal.answer(request, partial(_within, least=least, until=until))
-    if "times" in answer:
-        return answer
-    base = {"name": our_name(*variants[0][:2]), "label": "ours", "is_ours": True}
-    return {"times": [base | {"mode": mode} | answer for mode in MODES], "threads": []}
+    first = {"name": our_name(*variants[0][:2]), "label": "ours", "is_ours": True, "dtype": variants[0][1]}
+    times: list[dict] = []
+    while True:
+        known = list(dict.fromkeys(row["name"] for row in times))
+        answer = journal.answer(request | {"without": known}, partial(_within, least=least, until=until))
+        times += answer.get("times", [])
+        if "status" not in answer:
+            return answer | {"times": times}
+        ended = {"status": answer["status"], "detail": answer["detail"]}
+        about = answer.get("unfinished") or (first if not times else None)
+        if about:
+            times += [about | {"mode": mode} | ended for mode in MODES]
+        if about is None or about["name"] == first["name"]:
+            return answer | {"times": times, "threads": []}
 
 
 def _variants(options: ScanOptions, is_sweep: bool) -> list[tuple[str, str, str]]:

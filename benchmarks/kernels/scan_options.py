@@ -79,7 +79,8 @@ class ScanOptions(RunOptions):
     def quick(cls, device: str = "cpu") -> "ScanOptions":
         """Part of `bench all`."""
         if device == "cpu":
-            return cls(shapes=QUICK_SHAPES, launches=7, budget_seconds=0.2)
+            rivals = tuple(name for name in cls().compared() if name not in ("reference", "associative"))
+            return cls(shapes=QUICK_SHAPES, rivals=rivals, launches=7, budget_seconds=0.2)
         return cls(device=device, shapes=TUNED_SHAPES, budget_seconds=1.5, compiled_length=16)
 
     @classmethod

@@ -7,7 +7,7 @@ a part for each sequence.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,22 +32,24 @@ LEAST_TURNS = 3  # that a slow candidate has on a CPU
 Calls = dict[str, Callable[[], object]]  # by mode
 
 
-def shape_rows(request: dict) -> dict:
-    """{"times": rows, "threads": rows, "keeps_freed_memory", "caches", "clocks"} of one shape.
+def shape_rows(request: dict) -> Iterator[dict]:
+    """{"times": rows, "threads": rows, "keeps_freed_memory", "caches", "clocks"} of one shape, in parts: a candidate
+    each, of which "unfinished" says what all rows say.
 
-    request: {"device", "shape", "ours": [(backend, dtype, layout)], "rivals", "mamba", "compiled_length", "threads",
-    "thread_counts", "launches", "budget_seconds", "memory_limit_bytes", "seconds"}: in so many candidates may begin."""
-    is_warm = process_memory.keep_freed_memory()
+    request: {"device", "shape", "ours": [(backend, dtype, layout)], "rivals", "without": names that are known already,
+    "mamba", "compiled_length", "threads", "thread_counts", "launches", "budget_seconds", "memory_limit_bytes",
+    "seconds"}: in so many candidates may begin."""
+    found: dict = {"times": [], "threads": [], "keeps_freed_memory": process_memory.keep_freed_memory()}
     if request["memory_limit_bytes"] is not None:
         process_memory.limit_further_bytes(request["memory_limit_bytes"])
     with timing.timer_of(request["device"]) as timer:
         shape = TimedShape(request, timer)
-        times = [row for variant in request["ours"] for row in shape.ours(*variant)]
-        compared = rivals.all_rivals(request["mamba"] and Path(request["mamba"]))
-        times += [row for rival in compared if rival.name in request["rivals"] for row in shape.rival(rival)]
-        scaling = shape.scaling() if len(request["thread_counts"]) > 1 else []
-        return {"times": times, "threads": scaling, "keeps_freed_memory": is_warm, "caches": timer.caches,
-                "clocks": timer.take_clocks()}  # fmt: skip
+        for about, rows in shape.candidates():
+            yield found | {"unfinished": about}
+            found["times"] += rows()
+        if len(request["thread_counts"]) > 1:
+            found["threads"] = shape.scaling()
+        yield found | {"caches": timer.caches, "clocks": timer.take_clocks()}
 
 
 def calls(run: Callable, tensors: dict) -> Calls:
@@ -62,6 +64,15 @@ def calls(run: Callable, tensors: dict) -> Calls:
     return {"forward": forward, "forward+backward": lambda: gradients(run, tensors, dy)}
 
 
+def our_row(device: str, backend: str, dtype: str, layout: str) -> dict:
+    label = ", ".join(["ours", *([backend] if device != "cpu" else []), layout, dtype])
+    return {"name": our_name(backend, dtype, layout), "label": label, "is_ours": True, "dtype": dtype}
+
+
+def rival_row(rival: rivals.Rival) -> dict:
+    return {"name": rival.name, "label": rival.label, "is_ours": False}
+
+
 class TimedShape:
     """Makes the rows of one candidate after the other, one for each mode."""
 
@@ -71,11 +82,21 @@ class TimedShape:
         self.until = time.monotonic() + request["seconds"]
         self.base: Calls = {}  # prepared, of the first of ours
 
-    def ours(self, backend: str, dtype: str, layout: str) -> list[dict]:
-        name = our_name(backend, dtype, layout)
-        label = ", ".join(["ours", *([backend] if self.device != "cpu" else []), layout, dtype])
-        row = {"name": name, "label": label, "is_ours": True, "dtype": dtype}
+    def candidates(self) -> Iterator[tuple[dict, Callable[[], list[dict]]]]:
+        """(what all of its rows say, what measures them) of each that is not known; the first of ours is measured once
+        more, without rows, if it is."""
+        known = self.request["without"]
+        for variant in self.request["ours"]:
+            about = our_row(self.device, *variant)
+            if about["name"] not in known:
+                yield about, partial(self.ours, *variant)
+            elif variant == self.request["ours"][0]:
+                self.ours(*variant)
+        for rival in rivals.all_rivals(self.request["mamba"] and Path(self.request["mamba"])):
+            if rival.name in self.request["rivals"] and rival.name not in known:
+                yield rival_row(rival), partial(self.rival, rival)
 
+    def ours(self, backend: str, dtype: str, layout: str) -> list[dict]:
         def prepare(mode: str) -> tuple[dict, Callable]:
             if not found:
                 from ssmvdm_kernels import backends
@@ -88,21 +109,22 @@ class TimedShape:
             return found[0][0], found[0][1][mode]
 
         found: list[tuple[dict, Calls]] = []
-        rows, prepared = self._rows(row, prepare)
-        if not self.base:
+        rows, prepared = self._rows(our_row(self.device, backend, dtype, layout), prepare)
+        if (backend, dtype, layout) == tuple(self.request["ours"][0]):
             self.base = prepared
+            return [row | ({"ratio": 1.0} if "seconds" in row else {}) for row in rows]
         return rows
 
     def rival(self, rival: rivals.Rival) -> list[dict]:
         """On as many sequences as time and memory allow."""
-        row = {"name": rival.name, "label": rival.label, "is_ours": False}
-        length = self.request["compiled_length"]
+        row, length = rival_row(rival), self.request["compiled_length"]
         if rival.name == "compiled" and self.shape.length > length:
             detail = f"would unroll {self.shape.length} steps; compiled up to {length}"
             return [row | {"mode": mode, "status": "not applicable", "detail": detail} for mode in MODES]
 
         def prepare(mode: str) -> tuple[dict, Callable]:
-            affordable = self._affordable(rival, mode)
+            if not found or self.device == "cpu":  # where a slower mode has time for fewer
+                affordable.update(self._affordable(rival, mode))
             count = affordable["timed_sequences"]
             if count not in found:
                 found.clear()
@@ -110,6 +132,7 @@ class TimedShape:
                 found[count] = gate_rival(rival, tensors).as_row(), calls(rival.run, tensors)
             return affordable | found[count][0], found[count][1][mode]
 
+        affordable: dict = {}
         found: dict[int, tuple[dict, Calls]] = {}
         rows, _ = self._rows(row, prepare, rival.is_optional)
         return rows
@@ -158,9 +181,7 @@ class TimedShape:
         scale = sequences / row.get("timed_sequences", sequences)
         own = [[fixed + scale * max(value - fixed, 0.0) for value in block] for block in samples["own"]]
         row["seconds"] = [value for block in own for value in block]
-        if not self.base:
-            row["ratio"] = 1.0
-        elif base:
+        if base:
             row["ratio"] = timing.ratio(own, samples["base"])
 
     def _in_turns(self, functions: dict) -> dict[str, list[list[float]]]:

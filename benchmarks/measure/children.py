@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 
@@ -19,22 +20,27 @@ EXIT_SECONDS = 10.0
 
 
 def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
-    """The answer of `benchmarks.child` to a request, or {"status", "detail"} saying in words why there is none."""
+    """The answer of `benchmarks.child` to a request, or {"status", "detail"} saying in words why there is none; with
+    them comes what it had so far, if it told, "unfinished" being the part that it ended in."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = _context().Process(target=_answer, args=(request, sender), daemon=True)
     process.start()
     sender.close()
+    so_far: dict = {}
+    until = time.monotonic() + timeout
     try:
-        if not receiver.poll(timeout):
-            return {"status": "timeout", "detail": f"not done after {timeout:.0f} s"}
-        answer = receiver.recv()
-        process.join(EXIT_SECONDS)  # one that is killed leaves behind what libraries remove when a process ends
-        return answer
+        while receiver.poll(max(0.0, until - time.monotonic())):
+            answer = receiver.recv()
+            if "unfinished" not in answer:
+                process.join(EXIT_SECONDS)  # one that is killed leaves behind what libraries remove at its end
+                return answer
+            so_far = answer
+        return so_far | {"status": "timeout", "detail": f"not done after {timeout:.0f} s"}
     except EOFError:  # it died before it could answer
         process.join()
         if process.exitcode == -signal.SIGKILL:
-            return {"status": "out of memory", "detail": "killed by the system (signal 9)"}
-        return {"status": "error", "detail": f"ended without an answer, exit status {process.exitcode}"}
+            return so_far | {"status": "out of memory", "detail": "killed by the system (signal 9)"}
+        return so_far | {"status": "error", "detail": f"ended without an answer, exit status {process.exitcode}"}
     finally:
         process.kill()
         process.join()
@@ -67,4 +73,5 @@ def _answer(request: dict, sender: Connection) -> None:
     from benchmarks import child
 
     with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
-        sender.send(child.answer(request))
+        for answer in child.answers(request):
+            sender.send(answer)

@@ -40,7 +40,7 @@ def check(result: dict) -> None:
 def tables(result: dict) -> list[Table]:
     settings, small = result["settings"], _small(result["settings"])
     training = partial(_grid, result, "training", settings["frames"])
-    sampling = partial(_grid, result, "sampling", settings["frames"])
+    sampling = partial(_grid, result, "sampling", settings["sampling_frames"])
     found = [
         *_against_ours(result),
         training("Peak memory of a training step, MiB", f"{small}; median of the repeats.", _peak, has_parameters=True),

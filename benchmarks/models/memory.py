@@ -26,12 +26,13 @@ COUNTED = ("saved", "widths", "predicted")
 def measure(options: MemoryOptions, advance: Callable[[str, float, float], None], journal: Journal) -> dict:
     """All measurements as one JSON-able dictionary. advance(what comes, work done, work in all) reports progress."""
     layers = tuple(layer_named(name) for name in all_layer_names() if name in options.layers)
-    frames = sorted(options.frames)
+    frames, sampled = sorted(options.frames), sorted(options.sampled_frames())
     limit = journal.answer({"task": "memory limit", "given_gib": options.memory_limit_gib},
                            lambda _: {"bytes": options.limit_bytes()})["bytes"]  # fmt: skip
     settings = {
         "network": options.network().as_json(), "device": options.device, "batch": 1, "repeats": options.repeats,
-        "layers": [layer.name for layer in layers], "frames": frames, "memory_limit_bytes": limit,
+        "layers": [layer.name for layer in layers], "frames": frames, "sampling_frames": sampled,
+        "memory_limit_bytes": limit,
         "search_limit_bytes": None if options.search_limit_gib is None else int(options.search_limit_gib * GIB),
         "search_resolution": options.search_resolution, "paper_network": Network.paper().as_json(),
         "widths": sorted(options.widths), "width_frames": sorted(options.width_frames),
@@ -42,11 +43,12 @@ def measure(options: MemoryOptions, advance: Callable[[str, float, float], None]
     result |= {"settings": settings} | sections
     parts = _Parts(settings, layers, options.threads, journal)
     work: list[tuple[str, float, Callable[[], None]]] = []
-    for count in frames:  # short ones first: a first impression comes early
+    for count in sorted({*frames, *sampled}):  # short ones first: a first impression comes early
         for layer in layers:
-            for task, weight in (("training", 3), ("sampling", 1)):
-                step = partial(parts.steps, sections[task], task, layer, count)
-                work.append((f"{task}, {layer.label}, {count} frames", weight * cost(count), step))
+            for task, lengths, weight in (("training", frames, 3), ("sampling", sampled, 1)):
+                if count in lengths:
+                    step = partial(parts.steps, sections[task], task, layer, count)
+                    work.append((f"{task}, {layer.label}, {count} frames", weight * cost(count), step))
     for layer in layers:
         work.append((f"{layer.label}, lean against fast", cost(128), partial(parts.modes, sections["modes"], layer)))
     if options.search_limit_gib is not None:

@@ -36,6 +36,9 @@ class MemoryOptions(RunOptions):
     base_channels: int = 16
     """Width of the small U-Net, a multiple of 8. Attention has 8 times as many features, as in the paper."""
 
+    sampling_frames: tuple[int, ...] | None = None
+    """Lengths of the clips that are sampled. Default: --frames."""
+
     repeats: int = 3
     """Timed steps per configuration, after a warm-up; fewer where they take long."""
 
@@ -65,7 +68,7 @@ class MemoryOptions(RunOptions):
     @classmethod
     def quick(cls, device: str = "cpu") -> "MemoryOptions":
         """Part of `bench all`."""
-        few: dict = {"widths": (64, 112, 160), "width_frames": (64,)}
+        few: dict = {"sampling_frames": (16, 64, 256), "widths": (64, 112, 160), "width_frames": (64,)}
         return cls(device=device, layers=QUICK_LAYERS, repeats=2, search_limit_gib=None, **few)
 
     @classmethod
@@ -83,13 +86,14 @@ class MemoryOptions(RunOptions):
                 layer_named(name)
             except ValueError as error:
                 raise InputError(f"--layers: {str(error).replace('one of', 'some of')}") from error
-        several = {"--layers": self.layers, "--frames": self.frames, "--widths": self.widths,
-                   "--width-frames": self.width_frames}  # fmt: skip
+        several = {"--layers": self.layers, "--frames": self.frames, "--sampling-frames": self.sampled_frames(),
+                   "--widths": self.widths, "--width-frames": self.width_frames}  # fmt: skip
         for option, values in several.items():
             if not values:
                 raise InputError(f"{option}: expected at least one number, got none")
             check_distinct(option, values)
-        counts = [(option, count) for option in ("--frames", "--width-frames") for count in several[option]]
+        lengths = ("--frames", "--sampling-frames", "--width-frames")
+        counts = [(option, count) for option in lengths for count in several[option]]
         counts += [("--repeats", self.repeats), ("--threads", self.threads)]
         for option, value in [*counts, ("--search-resolution", self.search_resolution)]:
             if value < 1:
@@ -106,6 +110,9 @@ class MemoryOptions(RunOptions):
                 Network.paper().of_width(width)
         except ValueError as error:
             raise InputError(str(error)) from error
+
+    def sampled_frames(self) -> tuple[int, ...]:
+        return self.frames if self.sampling_frames is None else self.sampling_frames
 
     def network(self) -> Network:
         return Network.small(self.base_channels, self.size)

@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from benchmarks import child
 from benchmarks.kernels.scan_options import ScanOptions
 from benchmarks.layers.options import LayerOptions
+from benchmarks.measure import children
 from benchmarks.measure.children import call_child
 from benchmarks.measure.environment import device_name, device_slug
 from benchmarks.measure.journal import Journal
@@ -228,6 +230,22 @@ def test_running_out_of_memory_is_a_result():
 
 def test_a_child_that_takes_too_long_is_a_result():
     assert call_child(request(), timeout=0.5)["status"] == "timeout"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("end", "status"), [("kill", "out of memory"), ("sleep", "timeout"), ("raise", "error")])
+def test_what_a_child_had_so_far_comes_with_how_it_ended(end, status, monkeypatch):
+    def parts(request):
+        yield {"rows": [], "unfinished": "first"}
+        yield {"rows": [1], "unfinished": "second"}
+        {"kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "sleep": lambda: time.sleep(60)}[end]()
+
+    monkeypatch.setitem(child.TASKS, "parts", parts)
+    monkeypatch.setattr(children, "_context", lambda: multiprocessing.get_context("fork"))
+    answer = children.call_child({"task": "parts", "threads": 1}, timeout=2.0)
+    assert answer["status"] == status
+    if end != "raise":  # then it has said itself that nothing of it counts
+        assert (answer["rows"], answer["unfinished"]) == ([1], "second")
 
 
 def test_a_child_that_breaks_is_a_result(capfd):

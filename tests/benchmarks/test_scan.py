@@ -199,6 +199,43 @@ def test_a_shape_beyond_the_memory_is_a_row(tmp_path):
     assert any("out of memory" in cell for table in KIND.tables(found) for row in table.rows for cell in row)
 
 
+def test_a_candidate_that_ends_its_process_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    ours = {"name": "ours float32 channels-last", "label": "ours", "is_ours": True, "dtype": "float32"}
+    dying = {"name": "pscan", "label": "a scan", "is_ours": False}
+    alive = {"name": "sdpa-8x64", "label": "attention", "is_ours": False, "timed_sequences": 1024}
+    took = {"status": "ok", "detail": "", "seconds": [1.0], "ratio": 1.0}
+    killed = {"status": "out of memory", "detail": "killed by the system (signal 9)"}
+    asked = []
+
+    def mortal(request, *timeout):
+        if request["task"] != "scan_shape":
+            return call_child(request)
+        asked.append(request["without"])
+        found = {"threads": [], "keeps_freed_memory": True}
+        if len(asked) == 1:
+            times = [ours | took | {"mode": mode} for mode in scan_tasks.MODES]
+            return found | {"times": times, "unfinished": dying} | killed
+        return found | {"times": [alive | took | {"mode": mode} for mode in scan_tasks.MODES], "caches": "warm"}
+
+    monkeypatch.setattr(scan, "call_child", mortal)
+    options = ScanOptions(shapes=("length-8",), threads=(1,))
+    found = scan.measure(options, lambda *progress: None, Journal(tmp_path / "a.journal", {}, False))
+    assert asked == [[], [ours["name"], "pscan"]]
+    assert [(row["name"], row["status"]) for row in found["times"]] == [
+        (ours["name"], "ok"), (ours["name"], "ok"), ("pscan", "out of memory"), ("pscan", "out of memory"),
+        ("sdpa-8x64", "ok"), ("sdpa-8x64", "ok"),
+    ]  # fmt: skip
+    KIND.check(found | {"wall_seconds": 1.0})
+
+
+def test_what_is_known_is_not_measured_again():
+    require_backend("cpu")
+    name = "ours float32 channels-last"
+    shape = timed_shape(rivals=["pscan", "sdpa-equal"], without=[name, "pscan"], mamba=None)
+    assert [about["name"] for about, _ in shape.candidates()] == ["sdpa-equal"]
+    assert set(shape.base) == set(scan_tasks.MODES), "which is what the others are compared with"
+
+
 def test_a_child_that_dies_is_a_row(tmp_path, monkeypatch):
     def dead(request, *timeout):
         died = {"status": "out of memory", "detail": "killed by the system (signal 9)"}
@@ -246,7 +283,7 @@ def test_one_of_ours_that_is_wrong_has_no_numbers(monkeypatch):
     shape = timed_shape()
     rows = shape.ours("cpu", "float32", "channels-last")
     assert all(row["status"] == "gate failed" and "seconds" not in row for row in rows)
-    assert not shape.base and all("ratio" not in row or row["ratio"] == 1.0 for row in shape.rival(named("pscan")))
+    assert not shape.base and all("seconds" in row and "ratio" not in row for row in shape.rival(named("pscan")))
 
 
 def test_a_backend_that_is_not_there_says_why():
