@@ -81,6 +81,7 @@ class TimedShape:
         self.device, self.shape = request["device"], Shape(**request["shape"])
         self.until = time.monotonic() + request["seconds"]
         self.base: Calls = {}  # prepared, of the first of ours
+        self.free_bytes = 0  # of a GPU, before a candidate takes any
 
     def candidates(self) -> Iterator[tuple[dict, Callable[[], list[dict]]]]:
         """(what all of its rows say, what measures them) of each that is not known; the first of ours is measured once
@@ -153,8 +154,10 @@ class TimedShape:
     def _rows(self, row: dict, prepare: Callable, is_optional: bool = False) -> tuple[list[dict], Calls]:
         """(rows, what has been timed). prepare(mode) -> (more of the row, what is called)."""
         rows, prepared = [], {}
-        if self.device != "cpu":
-            meter_of(self.device).release()  # of the candidate before
+        try:
+            self._release()
+        except Exception as error:  # the device is broken
+            return [row | {"mode": mode} | failure(error) for mode in MODES], {}
         for mode in MODES:
             if time.monotonic() > self.until:
                 late = {"status": "timeout", "detail": "not begun within the time limit"}
@@ -172,6 +175,12 @@ class TimedShape:
                     why["status"] = "not applicable"
                 rows = [x for x in rows if x["mode"] != mode] + [row | {"mode": mode} | why]
         return rows, prepared
+
+    def _release(self) -> None:
+        """What a GPU has of the candidate before."""
+        if self.device != "cpu":
+            meter_of(self.device).release()
+            self.free_bytes, _ = torch.cuda.mem_get_info()
 
     def _time(self, row: dict, call: Callable[[], object]) -> None:
         """Adds the seconds of every launch, and the median of their ratios to those of the first of ours."""
@@ -200,8 +209,8 @@ class TimedShape:
         each = rival.bytes_per_element * self.shape.channels * self.shape.length
         if self.device == "cpu":
             return _by_time(rival, self.shape, mode, self.request["budget_seconds"], CPU_RIVAL_BYTES // each)
-        count, (free, _) = self.shape.sequences, torch.cuda.mem_get_info()
-        while count * each > GPU_MEMORY_SHARE * free and count % 2 == 0:
+        count = self.shape.sequences
+        while count * each > GPU_MEMORY_SHARE * self.free_bytes and count % 2 == 0:
             count //= 2
         return {"timed_sequences": count, "fixed_seconds": 0.0}
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -332,6 +333,40 @@ def test_a_rival_runs_on_what_the_budget_allows(monkeypatch):
     assert affordable(fixed=0.5, each=2**-10, budget=2.0) == (1000, 0.5)
     assert affordable(fixed=0.5, each=2**-7, budget=4.0) == (64, 0.5)
     assert affordable(fixed=0.5, each=2**-7, budget=1.0) == (32, 0.5)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A device whose tensors are the CPU's, and whose free memory is what it last had left."""
+    made, left = rivals.leaves, {"bytes": 0}
+
+    def leaves(rival, shape, dtype, device):
+        left["bytes"] //= 2  # taken by them
+        return made(rival, shape, dtype)
+
+    monkeypatch.setattr(rivals, "leaves", leaves)
+    monkeypatch.setattr(scan_tasks, "meter_of", lambda device: SimpleNamespace(release=lambda: None))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (left["bytes"], 2**40))
+    return left
+
+
+@pytest.mark.parametrize(("needs", "timed"), [(1.0, 64), (1.5, 32), (7.9, 8)])
+def test_on_a_gpu_both_modes_of_a_rival_have_what_was_free_before_it(gpu, needs, timed):
+    rival, shape = named("sdpa-equal"), Shape(64, 16, 4, 4)
+    taken = rival.bytes_per_element * shape.elements()
+    gpu["bytes"] = int(taken / scan_tasks.GPU_MEMORY_SHARE / needs) + 1
+    rows = timed_shape(shape, device="cuda").rival(rival)
+    assert [(row["status"], row["timed_sequences"]) for row in rows] == [("ok", timed)] * 2
+
+
+def test_a_gpu_that_a_candidate_broke_leaves_rows(gpu, monkeypatch):
+    def release():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(scan_tasks, "meter_of", lambda device: SimpleNamespace(release=release))
+    shape = timed_shape(device="cuda")
+    rows = shape.rival(named("sdpa-equal")) + shape.ours("cuda", "float32", "video")
+    assert [row["status"] for row in rows] == ["error"] * 4 and "illegal memory access" in rows[0]["detail"]
 
 
 def test_a_gpus_floors_and_clocks_are_in_the_tables(result):
