@@ -41,7 +41,7 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
                      "shapes": {x.name: vars(x.shape) | {"source": x.source, "is_sweep": x.is_sweep} for x in named}},
         "rates": rates, "times": [], "threads": [], "memory": [], "clocks": [],
     }  # fmt: skip
-    for index, shape in enumerate(named):
+    for index, shape in enumerate(sorted(named, key=partial(_compiles, options))):
         advance(f"scan: {shape.name}", float(index), total)
         answer = _measured(options, shape, journal, until)
         for section in ("times", "threads"):
@@ -102,6 +102,12 @@ def _variants(options: ScanOptions, is_sweep: bool) -> list[tuple[str, str, str]
 
 def _takes_part(rival: str, named: NamedShape) -> bool:
     return not named.is_alone and (not named.is_sweep or rival in SWEEP_RIVALS)
+
+
+def _compiles(options: ScanOptions, named: NamedShape) -> bool:
+    """Such shapes come last: torch.compile takes long, and a run whose time is up then has the others."""
+    takes_part = "compiled" in options.compared() and _takes_part("compiled", named)
+    return takes_part and named.shape.length <= options.compiled_length
 
 
 def _within(request: dict, least: int, until: float) -> dict:

@@ -369,6 +369,26 @@ def test_a_gpu_that_a_candidate_broke_leaves_rows(gpu, monkeypatch):
     assert [row["status"] for row in rows] == ["error"] * 4 and "illegal memory access" in rows[0]["detail"]
 
 
+def test_shapes_that_are_compiled_come_last(tmp_path, monkeypatch):
+    asked = []
+
+    def child(request, *timeout):
+        if request["task"] == "scan_shape":
+            asked.append(request["shape"]["length"])
+        told = {"status": "timeout", "detail": "made up"}
+        return told if request["task"].startswith("scan_") else call_child(request)
+
+    monkeypatch.setattr(scan, "call_child", child)
+    options = ScanOptions(shapes=("16x4x16", "16x9x16", "sequences-4k"), threads=(1,), compiled_length=16)
+    for name, change, expected in (
+        ("with", {"compiled_length": 4}, [9, 16, 4]), ("without", {"rivals": ("eager",)}, [4, 9, 16]),
+    ):  # fmt: skip
+        asked.clear()
+        journal = Journal(tmp_path / name, {}, False)
+        found = scan.measure(replace(options, **change), lambda *progress: None, journal)
+        assert asked == expected and list(found["settings"]["shapes"]) == list(options.shapes)
+
+
 def test_a_gpus_floors_and_clocks_are_in_the_tables(result):
     """Of a result of the CPU, with what a GPU has besides."""
     found = json.loads(json.dumps(result))
