@@ -43,7 +43,7 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
     }  # fmt: skip
     for index, shape in enumerate(sorted(named, key=partial(_compiles, options))):
         advance(f"scan: {shape.name}", float(index), total)
-        answer = _measured(options, shape, journal, until)
+        answer = _measured(options, shape, journal, until, 1 / (len(named) - index))
         for section in ("times", "threads"):
             result[section] += [{"shape": shape.name} | row for row in answer[section]]
         result["settings"]["keeps_freed_memory"] = answer.get("keeps_freed_memory", False)
@@ -62,9 +62,10 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
     return result
 
 
-def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: float) -> dict:
-    """What `scan_tasks.shape_rows` answers. A candidate that ends the process has rows that say so, and another process
-    goes on with those after it; where nothing is measured, it is the first of ours."""
+def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: float, share: float) -> dict:
+    """What `scan_tasks.shape_rows` answers, within a share of the time that is left. A candidate that ends the process
+    has rows that say so, and another process goes on with those after it; where nothing is measured, it is the first
+    of ours."""
     shape, device = named.shape, options.device
     variants = _variants(options, named.is_sweep)
     request = {
@@ -80,7 +81,9 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: 
     times: list[dict] = []
     while True:
         known = list(dict.fromkeys(row["name"] for row in times))
-        answer = journal.answer(request | {"without": known}, partial(_within, least=least, until=until))
+        within = partial(_within, least=least, seconds=share * (until - time.monotonic()))
+        has_time = time.monotonic() < until
+        answer = journal.answer(request | {"without": known}, within) if has_time else NOT_BEGUN
         times += answer.get("times", [])
         if "status" not in answer:
             return answer | {"times": times}
@@ -110,12 +113,9 @@ def _compiles(options: ScanOptions, named: NamedShape) -> bool:
     return takes_part and named.shape.length <= options.compiled_length
 
 
-def _within(request: dict, least: int, until: float) -> dict:
-    """The child's answer within the time that is left and, on a CPU, the memory that is free now, unless that is less
-    than `least`."""
-    timeout = min(SHAPE_TIMEOUT[request["device"]], until - time.monotonic())
-    if timeout <= 0:
-        return NOT_BEGUN
+def _within(request: dict, least: int, seconds: float) -> dict:
+    """The child's answer within a time and, on a CPU, the memory that is free now, unless that is less than `least`."""
+    timeout = min(SHAPE_TIMEOUT[request["device"]], seconds)
     limit = affordable_bytes() if request["device"] == "cpu" else None
     if limit is not None and least > limit:
         detail = f"inputs, output and their gradients take {least / GIB:.1f} GiB, {limit / GIB:.1f} GiB may be taken"

@@ -124,8 +124,7 @@ class TimedShape:
             return [row | {"mode": mode, "status": "not applicable", "detail": detail} for mode in MODES]
 
         def prepare(mode: str) -> tuple[dict, Callable]:
-            if not found or self.device == "cpu":  # where a slower mode has time for fewer
-                affordable.update(self._affordable(rival, mode))
+            affordable = self._affordable(rival, mode)
             count = affordable["timed_sequences"]
             if count not in found:
                 found.clear()
@@ -133,7 +132,6 @@ class TimedShape:
                 found[count] = gate_rival(rival, tensors).as_row(), calls(rival.run, tensors)
             return affordable | found[count][0], found[count][1][mode]
 
-        affordable: dict = {}
         found: dict[int, tuple[dict, Calls]] = {}
         rows, _ = self._rows(row, prepare, rival.is_optional)
         return rows

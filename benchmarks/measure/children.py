@@ -33,7 +33,7 @@ def call_child(request: dict, timeout: float = TIMEOUT_SECONDS) -> dict:
             answer = receiver.recv()
             if "unfinished" not in answer:
                 process.join(EXIT_SECONDS)  # one that is killed leaves behind what libraries remove at its end
-                return answer
+                return so_far | answer if "status" in answer else answer
             so_far = answer
         return so_far | {"status": "timeout", "detail": f"not done after {timeout:.0f} s"}
     except EOFError:  # it died before it could answer
