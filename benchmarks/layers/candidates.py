@@ -26,6 +26,11 @@ class Candidate(Layer):
         """What is equal for candidates that compute the same function of the same weights."""
         return self.temporal["layer"], self.temporal.get("mixer"), self.has_bias
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it computes in the way of the authors' code."""
+        return self.form == "published" or self.temporal.get("attention_backend") == "einsum"
+
 
 _SDPA: dict[str, str] = {"layer": "attention", "attention_backend": "sdpa"}
 _ATTENTION = (

@@ -99,14 +99,15 @@ def pictures(result: dict) -> list[Picture]:
         _panel("Inference, ms", setting, layers, rows, "inference", _in_ms),
         _panel("Peak memory of a training step, MiB", setting, layers, rows, "training", _in_mib),
     )
-    legend = tuple((layer, layer.label, True) for layer in layers)
+    legend = tuple((layer, layer.label, not layer.is_published) for layer in layers)
     return [Picture("layers", "Time and peak memory of temporal layers against frames", panels, legend)]
 
 
 def _panel(title: str, setting: str, layers: list[Candidate], rows: list[dict], mode: str, values) -> Panel:
     """Of the rows that have numbers: why others have none is in the tables."""
     good = [row for row in rows if row["mode"] == mode and row["status"] == OK]
-    return Panel(title, setting, partial(curves, layers=layers, rows=good, values=values))
+    dashed = [layer.name for layer in layers if layer.is_published]
+    return Panel(title, setting, partial(curves, layers=layers, rows=good, values=values, dashed=dashed))
 
 
 def _in_ms(row: dict) -> list[float]:

@@ -87,7 +87,7 @@ def whole(picture: Picture, environment: dict, theme: Theme) -> Figure:
         labelled |= dict(zip(labels, handles, strict=True))
     figure.legend(
         labelled.values(), labelled.keys(), loc="lower center", bbox_to_anchor=(0.5, 0.27 / height), ncols=columns,
-        frameon=False, labelcolor=theme.ink, handlelength=1.8, columnspacing=1.6,
+        frameon=False, labelcolor=theme.ink, handlelength=2.3, columnspacing=1.6,
     )  # fmt: skip
     figure.text(0.5, 0.1 / height, one_line(environment), ha="center", color=theme.faint, fontsize=8)
     bottom = (0.95 + 0.2 * legend_rows) / height

@@ -1,6 +1,6 @@
 """How figures look, light and dark, and the curves of layers that most of them show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
@@ -61,10 +61,11 @@ def curves(
     x: str = "frames",
     label: str = "frames",
     tick: Callable[[int], str] = str,
+    dashed: Collection[str] = (),
 ) -> None:
     """The median of values(row) against row[x] for each layer (row["layer"] is its name), both axes logarithmic, with a
     band from the least to the largest. Rows without numbers are crosses at the upper edge. label: of the axis of x;
-    tick: how a value of x is written there."""
+    tick: how a value of x is written there; dashed: names of the layers that have a broken line and hollow marks."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     failures = []
@@ -75,7 +76,9 @@ def curves(
         color, places = layer.color[theme.index], [place for place, _ in good]
         width = 2.4 if layer.name in EMPHASISED else 1.6
         middles = [median(of_row) for _, of_row in good]
-        axes.plot(places, middles, layer.marker + "-", color=color, label=layer.label, lw=width, ms=6, zorder=3)
+        line, inside = ("--", theme.ground) if layer.name in dashed else ("-", color)
+        axes.plot(places, middles, marker=layer.marker, color=color, ls=line, mfc=inside,
+                  label=layer.label, lw=width, ms=6, zorder=3)  # fmt: skip
         lows, highs = [min(of_row) for _, of_row in good], [max(of_row) for _, of_row in good]
         axes.fill_between(places, lows, highs, color=color, alpha=0.22, lw=0)
     _mark_failures(axes, theme, failures)

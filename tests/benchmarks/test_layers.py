@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import xml.etree.ElementTree as ElementTree
+from itertools import product
 from statistics import median
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.layers import case as layer_case
 from benchmarks.layers import kind, tasks
@@ -17,6 +19,7 @@ from benchmarks.measure.children import call_child
 from benchmarks.measure.meter import meter_of
 from benchmarks.measure.process_memory import available_bytes
 from benchmarks.report import page
+from benchmarks.report.plots import THEMES
 from ssmvdm import cli, convert
 from tests.model import paper
 
@@ -128,6 +131,21 @@ def test_the_picture_carries_its_provenance(folder, result, theme):
     labels = [candidate_named(name).label for name in NAMES]
     for part in (environment["device"], environment["torch"], environment["commit"], "level 2 of 8x8", *labels):
         assert part in svg
+
+
+def test_what_is_as_published_has_broken_lines_and_hollow_marks_in_every_panel(result):
+    (picture,) = kind.pictures(result)
+    published = {"attention-einsum", f"{BASE}:published"}
+    assert {entry.name for entry, _, is_filled in picture.legend if not is_filled} == published
+    labels = {candidate_named(name).label for name in published}
+    for panel, theme in product(picture.panels, THEMES):
+        axes = Figure().subplots()
+        panel.draw(axes, theme)
+        lines = axes.get_legend_handles_labels()[0]
+        assert len(lines) == len(NAMES)
+        for line in lines:
+            is_broken, is_hollow = line.get_linestyle() == "--", line.get_markerfacecolor() == theme.ground
+            assert is_broken == is_hollow == (line.get_label() in labels)
 
 
 @pytest.mark.parametrize("damage", ["settings", "seconds", "place", "layer"])
