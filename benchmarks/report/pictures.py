@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import matplotlib
 
@@ -14,17 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.measure.environment import one_line
-from benchmarks.report.plots import STYLE, THEMES, Theme
-
-
-class Mark(Protocol):
-    """What tells a curve from others: color on light and on dark ground, matplotlib's marker (one of `page.MARKS`)."""
-
-    @property
-    def color(self) -> tuple[str, str]: ...
-
-    @property
-    def marker(self) -> str: ...
+from benchmarks.report.plots import STYLE, THEMES, Mark, Theme
 
 
 @dataclass(frozen=True)

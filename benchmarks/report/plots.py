@@ -36,20 +36,24 @@ class Theme:
 THEMES = (Theme("light", 0, "#ffffff", "#1c2330", "#8a93a3"), Theme("dark", 1, "#12161d", "#e8ecf2", "#7d8798"))
 
 
-class Curve(Protocol):
-    """What is drawn as one curve; color: on light and on dark ground, marker: matplotlib's."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
+class Mark(Protocol):
+    """What tells a curve from others: color on light and on dark ground, matplotlib's marker (one of `page.MARKS`)."""
 
     @property
     def color(self) -> tuple[str, str]: ...
 
     @property
     def marker(self) -> str: ...
+
+
+class Curve(Mark, Protocol):
+    """What is drawn as one curve."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
 
 
 def curves(
