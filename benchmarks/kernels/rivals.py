@@ -83,6 +83,6 @@ def all_rivals(mamba: Path | None = None) -> tuple[Rival, ...]:
               layers.s4d_matrix, ("u",), 32),
         attention("sdpa-8x64", "SDPA, 8 heads of 64", lambda channels: (8, layers.HEAD_WIDTH), 192),
         attention("sdpa-equal", "SDPA of equal width", layers.equal_heads, 64),
-        scan("compiled", "torch.compile of the eager mathematics (scalar code on a CPU), twice with flips",
+        scan("compiled", "torch.compile (scalar code on a CPU), twice with flips",
              scans.compiled_once, 1024, is_optional=True),
     )  # fmt: skip

@@ -4,8 +4,9 @@ import traceback
 
 import torch
 
-# How torch, oneDNN (which finds no room for the code that it writes) and C++ say that there is no memory left.
-WORDS = ("allocate memory", "could not create a primitive", "bad_alloc")
+# How torch, oneDNN (which finds no room for the code that it writes), C++ and torch's stable ABI, which hands on no
+# reason, say that there is no memory left.
+WORDS = ("allocate memory", "could not create a primitive", "bad_alloc", "aoti_torch_empty")
 
 
 def failure(error: Exception) -> dict:

@@ -11,6 +11,7 @@ NO_MEMORY = [
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"),
     RuntimeError("could not create a primitive"),
     RuntimeError("std::bad_alloc"),
+    RuntimeError("aoti_torch_empty_strided( sizes, strides ) API call failed at ./csrc/tensors.h, line 98"),
 ]
 
 
