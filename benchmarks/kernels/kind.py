@@ -77,7 +77,8 @@ def tables(result: dict) -> list[Table]:
 
 def _full(result: dict) -> list[str]:
     """Names of the shapes that everything is measured at, and of those in no sweep that is shown."""
-    swept = {name for size in SWEEPS for _, name in _swept(result, size) if len(_swept(result, size)) > 1}
+    sweeps = [points for points in (_swept(result, size) for size in SWEEPS) if len(points) > 1]
+    swept = {name for points in sweeps for _, name in points}
     shapes = result["settings"]["shapes"].items()
     return [name for name, sizes in shapes if not sizes["is_sweep"] or name not in swept]
 

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import median
 
 from benchmarks.kernels.floors import cpu_floors, gpu_floors
-from benchmarks.kernels.scan_options import BACKENDS, BASE_LAYOUT, ScanOptions, our_name
+from benchmarks.kernels.scan_options import BACKENDS, BASE_LAYOUT, NOT_BEGUN, ScanOptions, our_name, our_row
 from benchmarks.kernels.shapes import MODES, NamedShape, Shape, shape_named
 from benchmarks.measure.children import call_child, environment_of
 from benchmarks.measure.journal import Journal
@@ -19,7 +19,6 @@ SHAPE_TIMEOUT = {"cpu": 240.0, "cuda": 600.0}  # seconds; on a GPU one rival com
 S4D_FORMS = ("s4d-fft", "s4d-scan")
 SWEEP_RIVALS = ("mamba-ssm", *S4D_FORMS, "sdpa-8x64", "sdpa-equal", "compiled")  # within a few times of ours
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-NOT_BEGUN = {"status": "timeout", "detail": "not begun within the time limit"}
 
 
 def measure(options: ScanOptions, advance: Callable[[str, float, float], None], journal: Journal) -> dict:
@@ -77,7 +76,7 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: 
         "launches": options.timed_launches(), "budget_seconds": options.budget_seconds,
     }  # fmt: skip
     least = shape.least_bytes(ITEM_BYTES[variants[0][1]])
-    first = {"name": our_name(*variants[0][:2]), "label": "ours", "is_ours": True, "dtype": variants[0][1]}
+    first = our_row(*variants[0])
     times: list[dict] = []
     while True:
         known = list(dict.fromkeys(row["name"] for row in times))

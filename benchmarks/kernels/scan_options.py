@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.kernels.shapes import SHAPES, shape_named
-from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
+from benchmarks.options import DEVICES, RunOptions, check_device, check_distinct, check_positive
 from ssmvdm.errors import InputError
 
-BOTH = ("cpu", "cuda")
 RIVALS = {  # and the devices that they are compared on
     "mamba-ssm": ("cuda",), "mamba-ssm-folded": ("cuda",), "eager": ("cpu",), "pscan": ("cpu",), "reference": ("cpu",),
-    "associative": ("cpu",), "s4d-fft": ("cpu",), "s4d-scan": ("cpu",), "sdpa-8x64": BOTH, "sdpa-equal": BOTH,
-    "compiled": BOTH,
+    "associative": ("cpu",), "s4d-fft": ("cpu",), "s4d-scan": ("cpu",), "sdpa-8x64": DEVICES,
+    "sdpa-equal": DEVICES, "compiled": DEVICES,
 }  # fmt: skip
 BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # of ours; the first is the one that is compared with
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("video", "channels-last", "length-contiguous")
 BASE_LAYOUT = "channels-last"  # of ours that is compared with
 TUNED_SHAPES = ("4096x16x224", "4096x64x224", "4096x256x224")  # what the GPU kernels are tuned for
+NOT_BEGUN = {"status": "timeout", "detail": "not begun within the time limit"}  # what such a row says
 QUICK_RIVALS = ("eager", "pscan", "s4d-fft", "s4d-scan", "sdpa-8x64", "sdpa-equal")
 QUICK_SHAPES = ("paper-1", "paper-4", "base", "length-16", "length-256")
 
@@ -26,6 +26,12 @@ QUICK_SHAPES = ("paper-1", "paper-4", "base", "length-16", "length-256")
 def our_name(backend: str, dtype: str, layout: str = BASE_LAYOUT) -> str:
     """Of ours in results."""
     return f"ours {dtype} {layout}" if backend == "cpu" else f"ours {backend} {dtype} {layout}"
+
+
+def our_row(backend: str, dtype: str, layout: str) -> dict:
+    """What all rows of one of ours say."""
+    label = ", ".join(["ours", *([backend] if backend != "cpu" else []), layout, dtype])
+    return {"name": our_name(backend, dtype, layout), "label": label, "is_ours": True, "dtype": dtype}
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,9 @@ class ScanOptions(RunOptions):
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
         check_device(self.device)
-        rivals = tuple(name for name, devices in RIVALS.items() if self.device in devices)
         for option, values, choices in (
             ("--dtypes", self.storage_types(), DTYPES), ("--layouts", self.layouts, LAYOUTS),
-            ("--rivals", self.compared(), rivals),
+            ("--rivals", self.compared(), self._rivals_of_device()),
         ):  # fmt: skip
             for value in values:
                 if value not in choices:
@@ -128,8 +133,9 @@ class ScanOptions(RunOptions):
 
     def compared(self) -> tuple[str, ...]:
         """Names of the rivals, in the order of RIVALS."""
-        if self.rivals is not None:
-            return self.rivals
+        return self._rivals_of_device() if self.rivals is None else self.rivals
+
+    def _rivals_of_device(self) -> tuple[str, ...]:
         return tuple(name for name, devices in RIVALS.items() if self.device in devices)
 
     def timed_launches(self) -> int:

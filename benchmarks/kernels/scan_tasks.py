@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.kernels import rivals
 from benchmarks.kernels.scan_case import gate_ours, gate_rival, gradients, like_output, our_tensors, run_ours
-from benchmarks.kernels.scan_options import our_name
+from benchmarks.kernels.scan_options import NOT_BEGUN, our_row
 from benchmarks.kernels.shapes import MODES, Shape
 from benchmarks.measure import process_memory, timing
 from benchmarks.measure.failures import failure
@@ -64,11 +64,6 @@ def calls(run: Callable, tensors: dict) -> Calls:
     return {"forward": forward, "forward+backward": lambda: gradients(run, tensors, dy)}
 
 
-def our_row(device: str, backend: str, dtype: str, layout: str) -> dict:
-    label = ", ".join(["ours", *([backend] if device != "cpu" else []), layout, dtype])
-    return {"name": our_name(backend, dtype, layout), "label": label, "is_ours": True, "dtype": dtype}
-
-
 def rival_row(rival: rivals.Rival) -> dict:
     return {"name": rival.name, "label": rival.label, "is_ours": False}
 
@@ -88,7 +83,7 @@ class TimedShape:
         more, without rows, if it is."""
         known = self.request["without"]
         for variant in self.request["ours"]:
-            about = our_row(self.device, *variant)
+            about = our_row(*variant)
             if about["name"] not in known:
                 yield about, partial(self.ours, *variant)
             elif variant == self.request["ours"][0]:
@@ -110,7 +105,7 @@ class TimedShape:
             return found[0][0], found[0][1][mode]
 
         found: list[tuple[dict, Calls]] = []
-        rows, prepared = self._rows(our_row(self.device, backend, dtype, layout), prepare)
+        rows, prepared = self._rows(our_row(backend, dtype, layout), prepare)
         if (backend, dtype, layout) == tuple(self.request["ours"][0]):
             self.base = prepared
             return [row | ({"ratio": 1.0} if "seconds" in row else {}) for row in rows]
@@ -158,8 +153,7 @@ class TimedShape:
             return [row | {"mode": mode} | failure(error) for mode in MODES], {}
         for mode in MODES:
             if time.monotonic() > self.until:
-                late = {"status": "timeout", "detail": "not begun within the time limit"}
-                rows.append(row | {"mode": mode} | late)
+                rows.append(row | {"mode": mode} | NOT_BEGUN)
                 continue
             try:
                 more, call = prepare(mode)
