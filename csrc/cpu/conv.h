@@ -30,13 +30,14 @@ struct ConvPlan : Plan {
 struct ConvTask {
   const ConvPlan& plan;
   const int64_t L, pad;
-  Scalar *x, *out, *gradient, *dx;  // x and gradient have width-1 zero steps on either side
+  Scalar *x, *out, *gradient, *dx, *weight_sums;  // x and gradient have width-1 zero steps on either side
 
   ConvTask(Arena& arena, const ConvPlan& p) : plan(p), L(p.length), pad((p.width - 1) * W) {
     x = arena.take(L * W + 2 * pad) + pad;
     out = arena.take(L * W);
     gradient = arena.take(L * W + 2 * pad) + pad;
     dx = arena.take(L * W);
+    weight_sums = arena.take(p.width * W);
   }
   void clear_padding() {
     for (Scalar* t : {x, gradient}) {
@@ -94,8 +95,9 @@ struct ConvTask {
         Vec dw(Scalar(0));
         for (int64_t t = 0; t < L; ++t)
           dw = fma(Vec::load(gradient + t * W), Vec::load(x + (t + step * (k - last)) * W), dw);
-        plan.fold(dweight[d] + (block * plan.width + k) * plan.sum_width(), dw);
+        dw.store(weight_sums + k * W);
       }
+      plan.fold(dweight[d] + block * plan.width * plan.sum_width(), weight_sums, plan.width);
       for (int64_t t = 0; t < L; ++t) {
         Vec v(Scalar(0));
         for (int64_t k = 0; k <= last; ++k)

@@ -107,13 +107,24 @@ struct Plan {
     }
   }
 
-  // Sums over sequences live in partial[block][padded][...] with W entries per state in channel mode, one in lane mode.
+  // Sums over sequences live in partial[block][padded][...] with W entries per state in channel mode; in lane mode one,
+  // to which a vector's lanes are added, those of four vectors side by side.
   int64_t sum_width() const { return lane_mode ? 1 : W; }
   void fold(Scalar* sums, Vec v) const {
     if (lane_mode)
       *sums += sum_lanes(v);
     else
       (Vec::load(sums) + v).store(sums);
+  }
+  void fold(Scalar* sums, const Scalar* vectors, int64_t count) const {
+    int64_t i = 0;
+    for (; lane_mode && i + 4 <= count; i += 4) {
+      Scalar parts[kReduceWidth] = {};
+      const Scalar* v = vectors + i * W;
+      accumulate4(parts, Vec::load(v), Vec::load(v + W), Vec::load(v + 2 * W), Vec::load(v + 3 * W));
+      finish4(parts, sums + i, true);
+    }
+    for (; i < count; ++i) fold(sums + i * sum_width(), Vec::load(vectors + i * W));
   }
   // out[channel][n] = sum over partials, in order. The sums are used up.
   NOINLINE void unfold(Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, bool accumulate,

@@ -8,7 +8,7 @@ struct S4dBackwardWalk : S4dWalk {
   const Scalar* dy;          // [length][W]
   Scalar* state;             // [1 + length][M][re, im][W] in walking order, starting before the first step
   Scalar* du;                // [length][W], added to
-  Scalar *ddecay, *dweight;  // [M][re, im][W]; the latter without the 2
+  Scalar *ddecay, *dweight;  // [M][re, im][W]
 };
 
 template <int M>
@@ -44,8 +44,8 @@ NOINLINE static void walk_s4d_again(const S4dBackwardWalk& w) {
   }
   UNROLL
   for (int n = 0; n < M; ++n) {
-    dc_re[n].store(w.dweight + 2 * n * W);
-    dc_im[n].store(w.dweight + (2 * n + 1) * W);
+    (dc_re[n] + dc_re[n]).store(w.dweight + 2 * n * W);
+    (dc_im[n] + dc_im[n]).store(w.dweight + (2 * n + 1) * W);
   }
 }
 
@@ -161,11 +161,9 @@ struct S4dBackwardTask {
       w.ddecay = sums_of_modes, w.dweight = sums_of_modes + kBackwardModes * 2 * W;
       again[count - 1](w);
       adjoint[count - 1](w);
-      for (int64_t i = 0; i < 2 * count; ++i) {
-        const int64_t at = ((block * args.modes + n) * 2 + i) * plan.sum_width();
-        plan.fold(sums.ddecay[d] + at, Vec::load(w.ddecay + i * W));
-        plan.fold(sums.dweight[d] + at, Vec(Scalar(2)) * Vec::load(w.dweight + i * W));
-      }
+      const int64_t at = (block * args.modes + n) * 2 * plan.sum_width();
+      plan.fold(sums.ddecay[d] + at, w.ddecay, 2 * count);
+      plan.fold(sums.dweight[d] + at, w.dweight, 2 * count);
     }
   }
 
@@ -176,8 +174,7 @@ struct S4dBackwardTask {
       convolve_block(plan, plan.taps[d], block, L, input, in_time(y[d], W, L, reverse));
     convolve_block(plan, plan.taps[d], block, L, in_time(dy, W, L, !reverse), in_time(du[d], W, L, !reverse));
     correlate(g, input, L, state);
-    for (int64_t l = 0; l < L; ++l)
-      plan.fold(sums.dtaps[d] + (block * L + l) * plan.sum_width(), Vec::load(state + l * W));
+    plan.fold(sums.dtaps[d] + block * L * plan.sum_width(), state, L);
   }
 
   void add_dz(bool add, const Scalar* sum) {

@@ -202,9 +202,7 @@ struct BackwardTask {
       for (int64_t k = 0; k < count; ++k) {
         if (args.dinitial_state) store_state(plan, args.dinitial_state, unit, block + k, q + k * plan.padded * W);
         finish_direction(d, block + k, k * L * W);
-        for (int64_t n = 0; n < plan.padded; ++n)
-          plan.fold(sums.dA[d] + ((block + k) * plan.padded + n) * plan.sum_width(),
-                    Vec::load(dA + (k * plan.padded + n) * W));
+        plan.fold(sums.dA[d] + (block + k) * plan.padded * plan.sum_width(), dA + k * plan.padded * W, plan.padded);
       }
     }
     for (int64_t k = 0; k < count; ++k) finish(block + k, k * L * W);

@@ -78,13 +78,12 @@ struct SegmentSums {
   const SequenceView& target(int d, int which) const { return gradient(is_shared(which) ? 0 : d, which); }
   Scalar* slot(int64_t unit, int64_t segment) { return kept.data() + (unit * plan.segments + segment) * set; }
 
-  // total: [direction][B, C][tile], complete for the group of this gradient that ends with this segment.
-  void store(int64_t unit, int64_t last_segment, int which, int d, Scalar* total) const {
+  // sum: complete for the group of this gradient that ends with this segment, but for what the second direction adds.
+  void store(int64_t unit, int64_t last_segment, int which, int d, Scalar* sum, const Scalar* second) const {
     const SequenceView& view = gradient(d, which);
     if (!view.data) return;
-    Scalar* sum = total + (2 * d + which) * tile;
     if (is_shared(which))
-      for (int64_t i = 0; i < tile; ++i) sum[i] += total[(2 + which) * tile + i];
+      for (int64_t i = 0; i < tile; ++i) sum[i] += second[i];
     store_one(view, unit, last_segment / plan.own_segments(view), sum);
   }
 
@@ -107,7 +106,7 @@ struct SegmentSums {
       for (int e = d; e < (is_shared(which) ? args.directions : d + 1); ++e)
         for (int64_t s = 1; s < own; ++s)
           for (int64_t i = (2 * e + which) * tile, end = i + tile; i < end; ++i) total[i] += total[s * set + i];
-      store(unit, first + own - 1, which, d, total);
+      store(unit, first + own - 1, which, d, total + (2 * d + which) * tile, total + (2 + which) * tile);
     }
   }
   void store_one(const SequenceView& view, int64_t unit, int64_t group, const Scalar* sum) const {
@@ -130,14 +129,16 @@ struct ChannelSums {
   const ScanPlan& plan;
   SegmentSums* segments;
   int64_t grad_width[kMaxDirections];  // entries per state and time step in `walked`
-  Scalar *walked[kMaxDirections][2], *total;
+  Scalar *walked[kMaxDirections][2], *total[kMaxDirections][2];
 
   ChannelSums(Arena& arena, const ScanPlan& p) : plan(p), segments(nullptr) {
     for (int d = 0; d < p.args.directions; ++d) {
       grad_width[d] = p.per_row[d] ? PerRow::kGradWidth : Shared::kGradWidth;
-      for (int which = 0; which < 2; ++which) walked[d][which] = arena.take(size(d, which));
+      for (int which = 0; which < 2; ++which) {
+        walked[d][which] = arena.take(size(d, which));
+        total[d][which] = arena.take(p.length * p.padded * (p.lane_mode ? W : 1));
+      }
     }
-    total = arena.take(2 * p.args.directions * p.length * p.padded * (p.lane_mode ? W : 1));
   }
   void attach(SegmentSums* s) { segments = s; }
 
@@ -155,32 +156,38 @@ struct ChannelSums {
   void fold_constants(int d, int64_t block, SequenceSums& sums) {
     for (int which = 0; which < 2; ++which) {
       if (!constant(d, which)) continue;
-      for (int64_t n = 0; n < plan.padded; ++n)
-        plan.fold(sums.constant[d][which] + (block * plan.padded + n) * plan.sum_width(),
-                  Vec::load(walked[d][which] + n * W));
+      plan.fold(sums.constant[d][which] + block * plan.padded * plan.sum_width(), walked[d][which], plan.padded);
       memset(walked[d][which], 0, size_t(plan.padded * W) * sizeof(Scalar));
     }
   }
 
   void end_segment(int64_t unit, int64_t segment) {
     const bool keep = plan.splits > 1;
-    Scalar* target = keep ? segments->slot(unit, segment) : total;
     for (int which = 0; which < 2; ++which) {
       for (int d = 0; d < plan.args.directions; ++d) {
         const SequenceView& view = segments->target(d, which);
         if (constant(d, which) || !view.data) continue;
-        reduce(walked[d][which], d, keep || segment % plan.own_segments(view) == 0,
-               target + (2 * d + which) * segments->tile);
+        if (keep)
+          reduce(walked[d][which], d, true, segments->slot(unit, segment) + (2 * d + which) * segments->tile);
+        else if (segment % plan.own_segments(view) != 0)
+          reduce(walked[d][which], d, false, total[d][which]);
+        else
+          start(d, which);
       }
       for (int d = 0; d < plan.args.directions && !keep; ++d) {
         const SequenceView& view = segments->gradient(d, which);
         if (!constant(d, which) && view.data && (segment + 1) % plan.own_segments(view) == 0)
-          segments->store(unit, segment, which, d, total);
+          segments->store(unit, segment, which, d, total[d][which], total[1][which]);
       }
     }
   }
 
  private:
+  void start(int d, int which) {  // a group's total, with its first segment: in lane mode the same tile
+    if (!plan.lane_mode) return reduce(walked[d][which], d, true, total[d][which]);
+    Scalar* const complete = walked[d][which];
+    walked[d][which] = total[d][which], total[d][which] = complete;
+  }
   bool constant(int d, int which) const { return which == 0 ? plan.B_const[d] : plan.C_const[d]; }
   int64_t size(int d, int which) const { return (constant(d, which) ? 1 : plan.length) * plan.padded * grad_width[d]; }
 
