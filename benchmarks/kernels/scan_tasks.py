@@ -26,8 +26,7 @@ from benchmarks.shapes import GIB
 CPU_RIVAL_BYTES = 6 * GIB
 GPU_MEMORY_SHARE = 0.6  # of the free memory for one rival
 PROBE_SEQUENCES = (8, 32)
-GPU_TURNS = 10  # of many launches each; on a CPU a turn is one
-LEAST_TURNS = 3  # that a slow candidate has on a CPU
+LEAST_TURNS = 3  # that a slow candidate has on a CPU, where a turn is one launch
 
 Calls = dict[str, Callable[[], object]]  # by mode
 
@@ -187,9 +186,7 @@ class TimedShape:
 
     def _in_turns(self, functions: dict) -> dict[str, list[list[float]]]:
         launches, budget = self.request["launches"], self.request["budget_seconds"]
-        if self.device == "cpu":
-            return timing.in_turns(self.timer, functions, launches, budget, launches, LEAST_TURNS)
-        return timing.in_turns(self.timer, functions, launches, budget, GPU_TURNS)
+        return timing.in_turns(self.timer, functions, launches, budget, LEAST_TURNS if self.device == "cpu" else 1)
 
     def _dtype(self) -> torch.dtype:
         """Of rivals: on a CPU, where they know no other, float32; on a GPU that of ours."""

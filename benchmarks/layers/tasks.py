@@ -20,7 +20,6 @@ from benchmarks.measure.meter import Meter, meter_of
 from benchmarks.measure.saved import count_parameters, saved_bytes
 
 PEAKS = 3
-TURNS = 10  # on a GPU, where a turn has many launches
 
 
 def alone(request: dict) -> dict:
@@ -119,10 +118,8 @@ def _prepared(timer, name: str, mode: str, buffers: Buffers, cases: dict[str, Ca
 
 
 def _add_times(timer, calls: dict[str, Callable], rows: dict[str, dict], request: dict) -> None:
-    """To the rows of what is called. On a CPU a turn is one launch."""
-    launches = request["launches"]
-    turns = launches if request["device"] == "cpu" else TURNS
-    samples = timing.in_turns(timer, calls, launches, request["budget_seconds"], turns)
+    """To the rows of what is called."""
+    samples = timing.in_turns(timer, calls, request["launches"], request["budget_seconds"])
     for name, blocks in samples.items():
         rows[name]["seconds"] = [seconds for block in blocks for seconds in block]
         if BASE in samples:

@@ -1,7 +1,7 @@
 """Times of short calls on any device: candidates take turns, each in blocks of launches.
 
-A timer makes a function ready (`prepare`) and times a block of launches of it (`block`, seconds each). Everything else,
-turns, budgets and statistics, knows no device.
+A timer makes a function ready (`prepare`), says in how many turns its launches are taken (`turns`) and times a block of
+them (`block`, seconds each). Everything else, order, budgets and statistics, knows no device.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import torch
 from benchmarks.measure import gpu_device
 
 WARM_UPS = 3
+TURNS = 10  # on a GPU, where a launch is too short to change candidates after each
 CLOCK_PERIOD_S = 1.0  # asking for the clocks costs some 50 ms of the host
 
 
@@ -28,6 +29,9 @@ class HostTimer:
     def prepare(self, function: Callable[[], object]) -> Callable[[], object]:
         function()
         return function
+
+    def turns(self, launches: int) -> int:
+        return launches
 
     def block(self, launch: Callable[[], object], launches: int) -> list[float]:
         found = []
@@ -73,6 +77,9 @@ class CudaTimer:
         torch.cuda.synchronize()
         return launch
 
+    def turns(self, launches: int) -> int:
+        return min(launches, TURNS)
+
     def block(self, launch: Callable[[], object], launches: int) -> list[float]:
         events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(launches)]
         for start, end in events:
@@ -110,17 +117,17 @@ def once(function: Callable[[], object]) -> float:
 
 
 def in_turns(
-    timer, candidates: dict, launches: int, budget_s: float, turns: int = 10, least_turns: int = 1
+    timer, candidates: dict, launches: int, budget_s: float, least_turns: int = 1
 ) -> dict[str, list[list[float]]]:
     """Seconds of every launch, by candidate and turn. candidates: prepared functions.
 
-    In each of `turns` turns every candidate is launched launches / turns times, rounded up. One that has used up its
-    budget sits out the rest, but not before it has had `least_turns`; what a block costs is known from one launch
+    In each of the timer's turns every candidate is launched launches / turns times, rounded up. One that has used up
+    its budget sits out the rest, but not before it has had `least_turns`; what a block costs is known from one launch
     before, so that even a slow candidate's first turn keeps to the budget.
     """
     samples: dict = {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
-    length = {}
+    length, turns = {}, timer.turns(launches)
     for name, launch in candidates.items():
         (seconds,) = timer.block(launch, 1)
         length[name] = max(1, min(-(-launches // turns), int(budget_s / max(seconds, 1e-9))))

@@ -191,7 +191,7 @@ def modes(request: dict) -> dict:
     del losses
     functions = {mode: (lambda step=step: step.run(*batch)) for mode, step in steps.items()}
     steps_each = 2 * request["repeats"] - 1
-    samples = timing.in_turns(timing.HostTimer(), functions, steps_each, request["seconds"], steps_each, 3)
+    samples = timing.in_turns(timing.HostTimer(), functions, steps_each, request["seconds"], least_turns=3)
     return gate.as_row() | {
         "step_seconds": {mode: [seconds for block in blocks for seconds in block] for mode, blocks in samples.items()},
         "parameters": count_parameters(steps["lean"].model),

@@ -15,6 +15,7 @@ from benchmarks.layers import case as layer_case
 from benchmarks.layers import kind, tasks
 from benchmarks.layers.candidates import ALL, BASE, MODES, QUICK, Shape, candidate_named
 from benchmarks.layers.case import Buffers, Case, gate, truths, two_pixels
+from benchmarks.measure import timing
 from benchmarks.measure.children import call_child
 from benchmarks.measure.meter import meter_of
 from benchmarks.measure.process_memory import available_bytes
@@ -255,13 +256,15 @@ def test_a_layer_that_breaks_leaves_the_others_to_be_measured(monkeypatch, capsy
 
 def test_on_a_gpu_every_turn_has_many_launches_and_peaks_are_those_of_its_allocator(monkeypatch):
     class Timer:
+        turns = timing.CudaTimer.turns
+
         def block(self, launch, launches):
             blocks.append(launches)
             return [1e-3] * launches
 
     blocks, rows = [], {"one": {}, BASE: {}}
     calls = dict.fromkeys(rows, lambda: None)
-    tasks._add_times(Timer(), calls, rows, {"device": "cuda", "launches": 200, "budget_seconds": 5.0})
+    tasks._add_times(Timer(), calls, rows, {"launches": 200, "budget_seconds": 5.0})
     assert blocks == [1, 1] + [20] * 20
     assert len(rows["one"]["seconds"]) == 200 and rows["one"]["ratios"] == [1.0] * 10
 

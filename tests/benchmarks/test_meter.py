@@ -1,6 +1,8 @@
 """What a measurement is told of memory: really on the CPU, and what is asked of torch for a GPU."""
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -48,3 +50,18 @@ def test_on_a_gpu_it_is_the_allocators(monkeypatch):
         ("empty_cache",), ("set_per_process_memory_fraction", 0.25), ("set_per_process_memory_fraction", 1.0),
         ("reset_peak_memory_stats",), ("synchronize",),
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_freed_memory_is_kept_and_reused():
+    code = """if True:
+        import torch
+        from benchmarks.measure import process_memory
+        assert process_memory.keep_freed_memory()
+        before = process_memory.resident_bytes()
+        torch.ones(2**26)  # 256 MiB, freed at once
+        print(process_memory.resident_bytes() - before)
+    """
+    # In a process of its own, whose way to allocate it changes.
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) >= 2**28

@@ -32,6 +32,7 @@ def test_the_host_timer_gives_the_time_of_every_call():
     launch = timer.prepare(clock.spend(0.25))
     assert clock.now == 0.25, "it runs once before it is timed"
     assert timer.block(launch, 3) == [0.25] * 3
+    assert timer.turns(7) == 7
     assert timer.take_clocks() == {}
 
 
@@ -39,11 +40,14 @@ def test_candidates_take_turns_in_blocks():
     order = []
 
     class Timer:
+        def turns(self, launches):
+            return 3
+
         def block(self, launch, launches):
             order.append((launch, launches))
             return [0.001] * launches
 
-    samples = timing.in_turns(Timer(), {"a": "a", "b": "b"}, launches=7, budget_s=9.0, turns=3)
+    samples = timing.in_turns(Timer(), {"a": "a", "b": "b"}, launches=7, budget_s=9.0)
     assert order == [("a", 1), ("b", 1), *[("a", 3), ("b", 3)] * 3]
     assert [len(block) for block in samples["a"]] == [3, 3, 3]
 
@@ -51,7 +55,9 @@ def test_candidates_take_turns_in_blocks():
 def test_a_slow_candidate_keeps_to_its_budget_and_has_a_turn_all_the_same():
     clock = FakeClock()
     calls = {"slow": clock.spend(2.0), "fast": clock.spend(0.001), "hopeless": clock.spend(50.0)}
-    samples = timing.in_turns(timing.HostTimer(clock), calls, launches=200, budget_s=5.0)
+    timer = timing.HostTimer(clock)
+    timer.turns = lambda launches: 10
+    samples = timing.in_turns(timer, calls, launches=200, budget_s=5.0)
     assert [len(block) for block in samples["slow"]] == [2, 2]  # 4 s of 5 leave room for one more turn
     assert [len(block) for block in samples["hopeless"]] == [1]
     assert sum(map(len, samples["fast"])) == 200
@@ -59,7 +65,7 @@ def test_a_slow_candidate_keeps_to_its_budget_and_has_a_turn_all_the_same():
 
 def test_a_candidate_beyond_its_budget_has_the_least_number_of_turns():
     clock = FakeClock()
-    samples = timing.in_turns(timing.HostTimer(clock), {"slow": clock.spend(9.0)}, 5, 1.0, turns=5, least_turns=3)
+    samples = timing.in_turns(timing.HostTimer(clock), {"slow": clock.spend(9.0)}, 5, 1.0, least_turns=3)
     assert samples == {"slow": [[9.0]] * 3}
 
 
@@ -117,6 +123,7 @@ def device(monkeypatch):
 
 def test_a_launch_on_a_gpu_is_a_replay_with_cold_caches_between_events(device):
     timer = timing.CudaTimer()
+    assert (timer.turns(200), timer.turns(3)) == (10, 3)
     launch = timer.prepare(lambda: device.log.append("call"))
     assert device.sizes == [200 * 2**20]
     warm = ["call"] * timing.WARM_UPS
