@@ -71,7 +71,7 @@ def in_markdown(kind: "Kind", result: dict, change: "Table | None") -> str:
     from benchmarks.measure.environment import busy_warning, one_line
     from benchmarks.report.tables import markdown
 
-    stamp = " ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])]))
+    stamp = ". ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])]))
     tables = [*all_tables(kind, result), *([change] if change else [])]
     parts = [f"# {kind.title}\n", f"{stamp}\n", *map(markdown, tables), f"## Method\n\n{kind.method(result)}\n"]
     return "\n".join(parts)

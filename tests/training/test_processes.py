@@ -41,7 +41,8 @@ SHARDED = "tests.training.sharded_on_cpu"
 
 def test_sharded_processes_are_one_of_the_doubled_batch_to_rounding(tmp_path):
     """First gradients as in test_training; the curve departs from that of one process with two passes by no more than
-    twice what one process with the doubled batch does. Adam rounds a part otherwise than a whole."""
+    twice what one process with the doubled batch does, each value having been rounded to float32 in both. Adam rounds
+    a part otherwise than a whole."""
     torch.set_num_threads(1)
     for steps in (1, 6):
         done = two_processes(tiny(steps=steps, sharded=True), tmp_path / "sharded", SHARDED)
@@ -53,7 +54,9 @@ def test_sharded_processes_are_one_of_the_doubled_batch_to_rounding(tmp_path):
             assert max(found) <= 2 * min(found)
     passes, doubled, sharded = (curve(tmp_path / name) for name in ("passes", "doubled", "sharded"))
     assert torch.equal(sharded[0, 0], passes[0, 0]) and len(sharded) == 6
-    assert (((sharded - passes) / passes).norm(dim=0) <= 2 * ((doubled - passes) / passes).norm(dim=0)).all()
+    rounding = torch.finfo(torch.float32).eps * len(passes) ** 0.5
+    far, allowed = (((other - passes) / passes).norm(dim=0) for other in (sharded, doubled))
+    assert (far <= 2 * allowed + rounding).all()
 
 
 def test_a_sharded_run_goes_on_to_the_bit_sharded_or_not(tmp_path):
