@@ -7,11 +7,9 @@ import torch
 
 from benchmarks.kernels import rival_scans, rivals
 from benchmarks.kernels.scan_case import gate_ours, gate_rival, our_tensors, run_ours
-from benchmarks.kernels.scan_options import RIVALS
+from benchmarks.kernels.scan_options import LAYOUTS, RIVALS
 from benchmarks.kernels.shapes import Shape
 from tests.conftest import require_backend
-
-LAYOUTS = ("video", "channels-last", "length-contiguous")
 
 
 def made(rival, length, sequences=3):
