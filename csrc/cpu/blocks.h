@@ -6,11 +6,23 @@ INLINE int64_t at_channel(const SequenceView& view, const Rows& rows, int64_t ch
 }
 NOINLINE static Window load_block(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
                                   int64_t block, Scalar* scratch) {
-  if (!view.data) return {scratch, W};
-  Window w = load_window(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block),
-                         plan.length, scratch);
-  if (plan.lane_mode && w.p != scratch) w.lead = kLead * w.stride;
+  if (!view.data) return Window::of_tile(scratch);
+  const int64_t offset = at_channel(view, rows, plan.first_channel(block)), count = plan.rows(unit, block);
+  if (!in_place(rows, count)) {
+    load_rows(view, offset, rows, count, plan.length, scratch, W);
+    return Window::of_tile(scratch);
+  }
+  Window w = window(view, offset, rows, count, scratch);
+  if (plan.lane_mode) w.lead = kLead * w.stride;
   return w;
+}
+// As Scalars, for what reads them again and again.
+static Window load_scalars(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit, int64_t block,
+                           Scalar* scratch) {
+  if (view.dtype == kScalar) return load_block(view, rows, plan, unit, block, scratch);
+  load_rows(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length, scratch,
+            W);
+  return Window::of_tile(scratch);
 }
 NOINLINE static Window block_window(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
                                     int64_t block, Scalar* scratch) {
@@ -19,8 +31,9 @@ NOINLINE static Window block_window(const SequenceView& view, const Rows& rows, 
 }
 NOINLINE static void store_block(Window w, const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
                                  int64_t block) {
-  store_window(w, view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length,
-               plan.stream);
+  const int64_t count = plan.rows(unit, block), offset = at_channel(view, rows, plan.first_channel(block));
+  if (in_place(rows, count)) return;
+  store_rows(view, offset, rows, count, plan.length, w.scalars(), W, W, plan.stream && in_lines(view, offset, rows));
 }
 
 // dy before scale and gate, and in `gate` what dz is to be multiplied with; either may be where its source is.
@@ -53,7 +66,7 @@ struct GradientSink {
                Scalar* kept, Scalar* scratch)
       : plan(p), view(v), rows(r), unit(u), block(b), is_last(v.data && (!is_shared || d == 1)) {
     other = is_last && is_shared ? kept : nullptr;
-    out = is_last ? block_window(view, rows, plan, unit, block, scratch) : Window{kept, W};
+    out = is_last ? block_window(view, rows, plan, unit, block, scratch) : Window::of_tile(kept);
   }
   INLINE void set(int64_t t, Vec v) const { out.set(t, other ? Vec::load(other + t * W) + v : v); }
   void store() const {
@@ -69,7 +82,7 @@ static void store_gradient(Scalar* tile, const Scalar* other, const SequenceView
   const Window out = block_window(view, rows, plan, unit, block, tile);
   if (other)
     for (int64_t t = 0; t < L; ++t) out.set(t, Vec::load(tile + t * W) + Vec::load(other + t * W));
-  else if (out.p != tile)
+  else if (out.scalars() != tile)
     for (int64_t t = 0; t < L; ++t) out.set(t, Vec::load(tile + t * W));
   store_block(out, view, rows, plan, unit, block);
 }

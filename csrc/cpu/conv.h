@@ -64,9 +64,9 @@ struct ConvTask {
       for (int64_t t = 0; t < L; ++t) {
         Vec v = before_activation(d, block, t);
         if (a.silu) v = v * sigmoid(v);
-        v.store(y.p + t * y.stride);
+        y.set(t, v);
       }
-      store_window(y, a.y[d], offset, y_rows[d], count, L);
+      if (!in_place(y_rows[d], count)) store_rows(a.y[d], offset, y_rows[d], count, L, out, W);
     }
   }
 

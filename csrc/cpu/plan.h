@@ -28,7 +28,7 @@ struct Plan {
     lane_mode = W > 1 && like.row_stride != 1 && like.time_stride != 1;
     stream = sequences * channels * length >= kLarge;
     units = lane_mode ? (sequences + W - 1) / W : sequences;
-    together = lane_mode && 2 * W * int64_t(sizeof(Scalar)) <= 64 ? kTogether : 1;
+    together = lane_mode && 2 * W * bytes_of(like.dtype) <= 64 ? kTogether : 1;
     group_channels = channels / groups;
     block_channels = lane_mode ? 1 : W;
     group_blocks = (group_channels + block_channels - 1) / block_channels;

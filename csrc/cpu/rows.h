@@ -62,59 +62,59 @@ INLINE void store_tile(T* p, const Rows& rows, int64_t count, int64_t time_strid
     for (int64_t i = 0; i < count; ++i) from_float(tile[t * tile_stride + i], p + rows.offset[i] + t * time_stride);
 }
 
+constexpr DType kScalar = sizeof(Scalar) == 8 ? DType::kFloat64 : DType::kFloat32;
 INLINE int64_t bytes_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
 
 INLINE char* address(const SequenceView& view, int64_t offset) {
   return static_cast<char*>(view.data) + offset * bytes_of(view.dtype);
 }
 
-// Calls f(pointer of the storage type, `offset` elements into the view).
+// Calls f(p as a pointer of the storage type).
 template <class F>
-INLINE void with_storage(const SequenceView& view, int64_t offset, F&& f) {
-  if constexpr (sizeof(Scalar) == 8) {
-    f(static_cast<double*>(view.data) + offset);
-  } else {
-    switch (view.dtype) {
-      case DType::kFloat32:
-        return f(static_cast<float*>(view.data) + offset);
-      case DType::kBFloat16:
-        return f(static_cast<BFloat16*>(view.data) + offset);
-      default:
-        return f(static_cast<Float16*>(view.data) + offset);
-    }
+INLINE auto with_storage(DType dtype, char* p, F&& f) {
+  if constexpr (sizeof(Scalar) == 4) {
+    if (dtype == DType::kBFloat16) return f(reinterpret_cast<BFloat16*>(p));
+    if (dtype == DType::kFloat16) return f(reinterpret_cast<Float16*>(p));
   }
+  return f(reinterpret_cast<Scalar*>(p));
 }
 
 NOINLINE static void load_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
                                int64_t length, Scalar* tile, int64_t tile_stride, int64_t width = W) {
-  with_storage(view, offset,
+  with_storage(view.dtype, address(view, offset),
                [&](auto* p) { load_tile(p, rows, count, view.time_stride, length, tile, tile_stride, width); });
 }
 NOINLINE static void store_rows(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
                                 int64_t length, const Scalar* tile, int64_t tile_stride, int64_t width = W,
                                 bool stream = false) {
-  with_storage(view, offset, [&](auto* p) {
+  with_storage(view.dtype, address(view, offset), [&](auto* p) {
     store_tile(p, rows, count, view.time_stride, length, tile, tile_stride, width, stream);
   });
 }
 
-// A tile as it is read or written by the element-wise passes: in the tensor itself where that is W whole vectors of the
-// accumulation type, else in scratch memory.
+// A tile as it is read or written by the element-wise passes: in the tensor itself where W elements lie side by side, of
+// any type; else in scratch memory.
 struct Window {
-  Scalar* p;
-  int64_t stride;
+  char* p;
+  int64_t stride;  // bytes
+  DType dtype = kScalar;
   bool stream = false;  // written past the caches
-  int64_t lead = 0;     // kLead time steps, where lines have to be fetched
+  int64_t lead = 0;     // bytes of kLead time steps, where lines have to be fetched
+
+  static Window of_tile(Scalar* tile) { return {reinterpret_cast<char*>(tile), W * int64_t(sizeof(Scalar))}; }
 
   INLINE Vec get(int64_t t) const {
     PREFETCH(p + t * stride + lead);
-    return Vec::load(p + t * stride);
+    return with_storage(dtype, p + t * stride, [](auto* at) { return Vec::load(at); });
   }
-  INLINE void set(int64_t t, Vec v) const { put(v, p + t * stride, stream); }
+  INLINE void set(int64_t t, Vec v) const {
+    with_storage(dtype, p + t * stride, [&](auto* at) { put(v, at, stream); });
+  }
+  // Where dtype is kScalar.
+  Scalar* scalars() const { return reinterpret_cast<Scalar*>(p); }
+  int64_t scalar_stride() const { return stride / int64_t(sizeof(Scalar)); }
 };
-INLINE bool in_place(const SequenceView& view, const Rows& rows, int64_t count) {
-  return rows.contiguous && count == W && view.dtype == (sizeof(Scalar) == 8 ? DType::kFloat64 : DType::kFloat32);
-}
+INLINE bool in_place(const Rows& rows, int64_t count) { return rows.contiguous && count == W; }
 // Whether every vector of these rows, or of one row in time, is a whole cache line.
 INLINE bool in_lines(const SequenceView& view, int64_t offset, const Rows& rows) {
   int64_t any = offset | (rows.contiguous ? view.time_stride : 0);
@@ -123,19 +123,9 @@ INLINE bool in_lines(const SequenceView& view, int64_t offset, const Rows& rows)
 }
 INLINE Window window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, Scalar* scratch,
                      bool stream = false) {
-  if (!in_place(view, rows, count)) return {scratch, W};
-  return {static_cast<Scalar*>(view.data) + offset, view.time_stride, stream && in_lines(view, offset, rows)};
-}
-INLINE Window load_window(const SequenceView& view, int64_t offset, const Rows& rows, int64_t count, int64_t length,
-                          Scalar* scratch) {
-  const Window w = window(view, offset, rows, count, scratch);
-  if (w.p == scratch) load_rows(view, offset, rows, count, length, scratch, W);
-  return w;
-}
-INLINE void store_window(Window w, const SequenceView& view, int64_t offset, const Rows& rows, int64_t count,
-                         int64_t length, bool stream = false) {
-  if (in_place(view, rows, count)) return;
-  store_rows(view, offset, rows, count, length, w.p, W, W, stream && in_lines(view, offset, rows));
+  if (!in_place(rows, count)) return Window::of_tile(scratch);
+  return {address(view, offset), view.time_stride * bytes_of(view.dtype), view.dtype,
+          stream && in_lines(view, offset, rows)};
 }
 
 INLINE bool is_same(const SequenceView& a, const SequenceView& b) {

@@ -141,11 +141,11 @@ struct S4dBackwardTask {
     using Walk = void (*)(const S4dBackwardWalk&);
     static constexpr Walk again[] = {walk_s4d_again<1>, walk_s4d_again<2>},
                           adjoint[] = {walk_s4d_adjoint<1>, walk_s4d_adjoint<2>};
-    const Window u = load_block(args.dir[d].u, u_rows[d], plan, unit, block, scratch);
+    const Window u = load_scalars(args.dir[d].u, u_rows[d], plan, unit, block, scratch);
     const Vec D = Vec::load(plan.D[d] + block * W);
     Vec dD(Scalar(0));
     for (int64_t t = 0; t < L; ++t) {
-      const Vec input = Vec::load(u.p + t * u.stride), g = Vec::load(dy + t * W);
+      const Vec input = u.get(t), g = Vec::load(dy + t * W);
       (D * input).store(y[d] + t * W);
       (D * g).store(du[d] + t * W);
       dD = fma(input, g, dD);
@@ -155,7 +155,7 @@ struct S4dBackwardTask {
     for (int64_t n = 0; n < args.modes; n += kBackwardModes) {
       const int64_t left = args.modes - n, count = left < kBackwardModes ? left : kBackwardModes;
       S4dBackwardWalk w;
-      w.u = u.p, w.u_stride = u.stride, w.y = y[d], w.length = L, w.reverse = args.dir[d].reverse;
+      w.u = u.scalars(), w.u_stride = u.scalar_stride(), w.y = y[d], w.length = L, w.reverse = args.dir[d].reverse;
       w.decay = plan.decay[d] + plan.at_mode(block, n), w.weight = plan.weight[d] + plan.at_mode(block, n);
       w.dy = dy, w.state = state, w.du = du[d];
       w.ddecay = sums_of_modes, w.dweight = sums_of_modes + kBackwardModes * 2 * W;
@@ -169,7 +169,7 @@ struct S4dBackwardTask {
 
   void direct(int d, int64_t block, Window u, const S4dSums& sums) {
     const bool reverse = args.dir[d].reverse;
-    const TimeSeries input = in_time(u.p, u.stride, L, reverse), g = in_time(dy, W, L, reverse);
+    const TimeSeries input = in_time(u.scalars(), u.scalar_stride(), L, reverse), g = in_time(dy, W, L, reverse);
     if (args.dz.data || args.forward_y[0].data)
       convolve_block(plan, plan.taps[d], block, L, input, in_time(y[d], W, L, reverse));
     convolve_block(plan, plan.taps[d], block, L, in_time(dy, W, L, !reverse), in_time(du[d], W, L, !reverse));

@@ -110,17 +110,18 @@ struct S4dForwardTask {
   void scan(int d, int64_t unit, int64_t block) {
     using Walk = void (*)(const S4dWalk&);
     static constexpr Walk walks[] = {walk_s4d<1>, walk_s4d<2>, walk_s4d<3>, walk_s4d<4>};
-    const Window u = load_block(args.dir[d].u, u_rows[d], plan, unit, block, scratch);
+    const Window u = load_scalars(args.dir[d].u, u_rows[d], plan, unit, block, scratch);
     const Vec D = Vec::load(plan.D[d] + block * W);
-    for (int64_t t = 0; t < L; ++t) (D * Vec::load(u.p + t * u.stride)).store(y[d] + t * W);
+    for (int64_t t = 0; t < L; ++t) (D * u.get(t)).store(y[d] + t * W);
     const bool reverse = args.dir[d].reverse;
     if (plan.direct) {
-      convolve_block(plan, plan.taps[d], block, L, in_time(u.p, u.stride, L, reverse), in_time(y[d], W, L, reverse));
+      convolve_block(plan, plan.taps[d], block, L, in_time(u.scalars(), u.scalar_stride(), L, reverse),
+                     in_time(y[d], W, L, reverse));
       return;
     }
     for (int64_t n = 0; n < args.modes; n += kForwardModes) {
       const int64_t left = args.modes - n, at = plan.at_mode(block, n);
-      const S4dWalk w{u.p, u.stride, y[d], plan.decay[d] + at, plan.weight[d] + at, L, reverse};
+      const S4dWalk w{u.scalars(), u.scalar_stride(), y[d], plan.decay[d] + at, plan.weight[d] + at, L, reverse};
       walks[(left < kForwardModes ? left : kForwardModes) - 1](w);
     }
   }

@@ -175,7 +175,7 @@ struct StateTile {
       });
       return;
     }
-    with_storage(view, offset, [&](auto* source) {
+    with_storage(view.dtype, address(view, offset), [&](auto* source) {
       for (int64_t n = 0; n < N; ++n)
         for (int64_t t = 0; t < L; ++t)
           Vec(to_float(source[t * view.time_stride + n * view.row_stride]))

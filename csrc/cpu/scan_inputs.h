@@ -7,7 +7,8 @@ struct Stream {
   const char* fetched;
   int64_t step;  // bytes per time step
   Scalar* tile = nullptr;
-  const char* copied = nullptr;
+  char* copied = nullptr;
+  DType dtype = kScalar;
   int64_t own = 0;  // steps until `fetched` goes on with the lines of the stream after this one
   const char* after = nullptr;
 
@@ -15,7 +16,7 @@ struct Stream {
     PREFETCH(fetched);
     fetched += step;
     if (!tile) return;
-    Vec::load(reinterpret_cast<const Scalar*>(copied)).store(tile);
+    with_storage(dtype, copied, [&](auto* line) { Vec::load(line).store(tile); });
     copied += step, tile += W;
     if (--own == 0) fetched = after;
   }
@@ -70,7 +71,7 @@ struct Inputs {
     if (taken == streams) return {address(*plan.views[kDelta], 0), 0};
     if (copies) {
       const int s = source[taken] / 2, k = source[taken] % 2;
-      coming.has[s][k] = true, coming.window[s][k] = {coming.tile[s][k], W};
+      coming.has[s][k] = true, coming.window[s][k] = Window::of_tile(coming.tile[s][k]);
     }
     return stream[taken++];
   }
@@ -106,14 +107,14 @@ struct Inputs {
     return (s != kY && s != kY + 1) || (is_backward && (s == kY || plan.args.concatenate));
   }
   bool copies_block(int s, const Rows& r, int64_t of_unit, int64_t block) const {
-    return copies && in_place(*plan.views[s], r, plan.rows(of_unit, block));
+    return copies && in_place(r, plan.rows(of_unit, block));
   }
   Window load(int s, int64_t block, Scalar* tile) const {
     const SequenceView& view = *plan.views[s];
     const Rows& r = rows.of[s];
-    if (!copies_block(s, r, unit, block)) return load_block(view, r, plan, unit, block, tile);
-    load_rows(view, at_channel(view, r, plan.first_channel(block)), r, W, plan.length, tile, W);
-    return {tile, W};
+    if (!copies) return load_block(view, r, plan, unit, block, tile);
+    load_rows(view, at_channel(view, r, plan.first_channel(block)), r, plan.rows(unit, block), plan.length, tile, W);
+    return Window::of_tile(tile);
   }
   // The lines of the coming pair.
   void add(int s, const UnitRows& from) {
@@ -125,10 +126,10 @@ struct Inputs {
     const int64_t step = (r.contiguous ? view.time_stride : view.row_stride * W / plan.length) * size;
     for (int64_t k = 0; k < 2 && coming.block + k < plan.blocks; ++k) {
       if (plan.lane_mode && !copies_block(s, r, coming.unit, coming.block + k)) return;
-      const char* p = address(view, at_channel(view, r, plan.first_channel(coming.block + k)));
+      char* const p = address(view, at_channel(view, r, plan.first_channel(coming.block + k)));
       if (k && !copies && r.contiguous && p < stream[streams - 1].fetched + 64) return;  // the same lines
       source[streams] = int(2 * s + k);
-      stream[streams++] = {p, step, coming.tile[s][k], p};
+      stream[streams++] = {p, step, coming.tile[s][k], p, view.dtype};
     }
   }
   // Lines are fetched kLead steps before they are copied, the last of a stream with the first of the next.
