@@ -92,8 +92,8 @@ NOINLINE static void store_rows(const SequenceView& view, int64_t offset, const 
   });
 }
 
-// A tile as it is read or written by the element-wise passes: in the tensor itself where W elements lie side by side, of
-// any type; else in scratch memory.
+// A tile as it is read or written by the element-wise passes: in the tensor itself, of any type, where W elements lie
+// side by side; else in scratch memory.
 struct Window {
   char* p;
   int64_t stride;  // bytes

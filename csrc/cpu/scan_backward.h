@@ -160,7 +160,7 @@ struct BackwardTask {
         L(p.length),
         state_tile(own, p),
         channel_sums(own, p),
-        inputs(tiles, p, true) {
+        inputs(tiles, own, p, true) {
     const int64_t tile = 2 * L * W, states = 2 * p.padded * W, walked = 2 * kStates * W;
     for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &du, &ddelta, &dz, &y[0], &y[1]})
       *t = tiles.take(tile);

@@ -85,7 +85,7 @@ struct ForwardTask {
         y{tiles.take(2 * L * W), tiles.take(2 * L * W)},
         h(tiles.take(2 * p.padded * W)),
         state_tile(own, p),
-        inputs(tiles, p, false) {}
+        inputs(tiles, own, p, false) {}
 
   void begin(int64_t unit, int64_t next_unit) { inputs.begin(unit, next_unit); }
   void begin_segment(int64_t segment, bool new_group) {

@@ -37,12 +37,14 @@ struct Inputs {
   int64_t unit = -1, next = -1;
   UnitRows rows, next_rows;
 
-  Inputs(Arena& tiles, const ScanPlan& p, bool backward)
+  // What is copied ahead of a pair outlives the pair of another task.
+  Inputs(Arena& tiles, Arena& own, const ScanPlan& p, bool backward)
       : plan(p), is_backward(backward), copies(p.lane_mode && !backward && W * sizeof(Scalar) == 64) {
+    Arena& arena = copies ? own : tiles;
     for (int s = 0; s < kSlots; ++s)
       for (int k = 0; k < 2; ++k) {
-        current.tile[s][k] = reads(s) && (copies || s < kDelta) ? tiles.take(plan.length * W) : nullptr;
-        coming.tile[s][k] = reads(s) && copies ? tiles.take(plan.length * W) : nullptr;
+        current.tile[s][k] = reads(s) && (copies || s < kDelta) ? arena.take(plan.length * W) : nullptr;
+        coming.tile[s][k] = reads(s) && copies ? arena.take(plan.length * W) : nullptr;
       }
   }
 

@@ -77,7 +77,7 @@ def test_scaling_by_a_power_of_two(power, direction, what, layout, backend):
 
 
 def part(inputs: dict, axis: int, start: int, size: int, dims: int) -> dict:
-    """Narrow every tensor that has the axis: 0 batch, 1 channels, -1 the last lane axis."""
+    """Narrow every tensor that has the axis: 0 batch, 1 channels, -1 and -2 the last lane axes."""
     found = {}
     for name, x in inputs.items():
         kind = name.removesuffix("_b")
@@ -95,6 +95,7 @@ SUMS = {
     0: ("A", "D", "delta_bias"),
     1: ("B", "C"),
     -1: ("A", "D", "delta_bias"),
+    -2: ("A", "D", "delta_bias"),
 }
 
 
@@ -115,6 +116,22 @@ def test_parts_are_the_whole(direction, axis, layout, dtype, compiled_backend):
         for name in found:
             if name.removesuffix("_b") not in SUMS[axis]:
                 assert_same_bits(found[name], wanted[name], f"{name} of {start}:{start + count}")
+
+
+@DTYPES
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_many_sequences_are_their_parts(direction, dtype, compiled_backend):
+    """Thousands of sequences side by side, of which the CPU takes neighbours together where they share cache lines."""
+    case = Case(direction=direction, channels=5, length=4, lanes=(48, 48), states=2, layout="lanes", dtype=dtype)
+    device = device_of(compiled_backend)
+    inputs, (dy, _) = case.inputs(device), case.output_gradients(device)
+    whole = run(inputs, case, compiled_backend, dy)
+    for start in range(48):
+        found = run(part(inputs, -2, start, 1, dy.dim()), case, compiled_backend, dy.narrow(-2, start, 1))
+        wanted = part(whole, -2, start, 1, dy.dim())
+        for name in found:
+            if name.removesuffix("_b") not in SUMS[-2]:
+                assert_same_bits(found[name], wanted[name], f"{name} of row {start}")
 
 
 @LAYOUTS
