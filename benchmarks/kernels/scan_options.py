@@ -92,7 +92,9 @@ class ScanOptions(RunOptions):
     @classmethod
     def full(cls, device: str = "cpu") -> "ScanOptions":
         """Part of `bench all --full`."""
-        return cls() if device == "cpu" else cls(device=device, budget_seconds=4.0, compiled_length=16)
+        if device == "cpu":
+            return cls(budget_seconds=0.25)
+        return cls(device=device, budget_seconds=4.0, compiled_length=16)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
