@@ -4,25 +4,26 @@
 INLINE int64_t at_channel(const SequenceView& view, const Rows& rows, int64_t channel) {
   return rows.base + channel * view.row_stride;
 }
+static Window copy_block(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit, int64_t block,
+                         Scalar* tile) {
+  load_rows(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length, tile,
+            W);
+  return Window::of_tile(tile);
+}
 NOINLINE static Window load_block(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
                                   int64_t block, Scalar* scratch) {
   if (!view.data) return Window::of_tile(scratch);
-  const int64_t offset = at_channel(view, rows, plan.first_channel(block)), count = plan.rows(unit, block);
-  if (!in_place(rows, count)) {
-    load_rows(view, offset, rows, count, plan.length, scratch, W);
-    return Window::of_tile(scratch);
-  }
-  Window w = window(view, offset, rows, count, scratch);
+  const int64_t count = plan.rows(unit, block);
+  if (!in_place(rows, count)) return copy_block(view, rows, plan, unit, block, scratch);
+  Window w = window(view, at_channel(view, rows, plan.first_channel(block)), rows, count, scratch);
   if (plan.lane_mode) w.lead = kLead * w.stride;
   return w;
 }
 // As Scalars, for what reads them again and again.
 static Window load_scalars(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit, int64_t block,
                            Scalar* scratch) {
-  if (view.dtype == kScalar) return load_block(view, rows, plan, unit, block, scratch);
-  load_rows(view, at_channel(view, rows, plan.first_channel(block)), rows, plan.rows(unit, block), plan.length, scratch,
-            W);
-  return Window::of_tile(scratch);
+  return view.dtype == kScalar ? load_block(view, rows, plan, unit, block, scratch)
+                               : copy_block(view, rows, plan, unit, block, scratch);
 }
 NOINLINE static Window block_window(const SequenceView& view, const Rows& rows, const Plan& plan, int64_t unit,
                                     int64_t block, Scalar* scratch) {

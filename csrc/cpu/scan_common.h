@@ -156,8 +156,7 @@ struct StateTile {
     Scalar* tile = scratch[d][which];
     p[d][which] = tile;
     step[d][which] = plan.bc_step(d);
-    const bool native = view.dtype == plan.args.compute;
-    if (!plan.per_row[d] && native && view.row_stride == 1 && N == padded) {
+    if (!plan.per_row[d] && view.dtype == kScalar && view.row_stride == 1 && N == padded) {
       p[d][which] = static_cast<const Scalar*>(view.data) + offset;
       step[d][which] = view.time_stride;
       return;

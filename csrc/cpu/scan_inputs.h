@@ -114,9 +114,7 @@ struct Inputs {
   Window load(int s, int64_t block, Scalar* tile) const {
     const SequenceView& view = *plan.views[s];
     const Rows& r = rows.of[s];
-    if (!copies) return load_block(view, r, plan, unit, block, tile);
-    load_rows(view, at_channel(view, r, plan.first_channel(block)), r, plan.rows(unit, block), plan.length, tile, W);
-    return Window::of_tile(tile);
+    return copies ? copy_block(view, r, plan, unit, block, tile) : load_block(view, r, plan, unit, block, tile);
   }
   // The lines of the coming pair.
   void add(int s, const UnitRows& from) {

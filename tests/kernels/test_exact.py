@@ -99,6 +99,21 @@ SUMS = {
 }
 
 
+def assert_parts_are_the_whole(case: Case, backend: str, axis: int, spans) -> dict:
+    """A run on each span (start, size) of the axis alone has the bits of the run on everything, whose inputs come back;
+    gradients that sum over the axis aside."""
+    device = device_of(backend)
+    inputs, (dy, _) = case.inputs(device), case.output_gradients(device)
+    whole = run(inputs, case, backend, dy)
+    for start, count in spans:
+        found = run(part(inputs, axis, start, count, dy.dim()), case, backend, dy.narrow(axis, start, count))
+        wanted = part(whole, axis, start, count, dy.dim())
+        for name in found:
+            if name.removesuffix("_b") not in SUMS[axis]:
+                assert_same_bits(found[name], wanted[name], f"{name} of {start}:{start + count}")
+    return inputs
+
+
 @DTYPES
 @LAYOUTS
 @pytest.mark.parametrize("axis", [0, 1, -1], ids=["batch", "channels", "lanes"])
@@ -106,16 +121,8 @@ SUMS = {
 def test_parts_are_the_whole(direction, axis, layout, dtype, compiled_backend):
     """Each sequence is computed by itself: a split changes no bit, except in gradients that sum over the split axis."""
     case = dataclasses.replace(PLAIN, direction=direction, layout=layout, dtype=dtype)
-    device = device_of(compiled_backend)
-    inputs, (dy, _) = case.inputs(device), case.output_gradients(device)
-    whole = run(inputs, case, compiled_backend, dy)
-    size = inputs["u"].shape[axis]
-    for start, count in ((0, 1), (1, size - 2), (size - 1, 1)):
-        found = run(part(inputs, axis, start, count, dy.dim()), case, compiled_backend, dy.narrow(axis, start, count))
-        wanted = part(whole, axis, start, count, dy.dim())
-        for name in found:
-            if name.removesuffix("_b") not in SUMS[axis]:
-                assert_same_bits(found[name], wanted[name], f"{name} of {start}:{start + count}")
+    size = case.inputs()["u"].shape[axis]
+    assert_parts_are_the_whole(case, compiled_backend, axis, ((0, 1), (1, size - 2), (size - 1, 1)))
 
 
 @DTYPES
@@ -123,15 +130,7 @@ def test_parts_are_the_whole(direction, axis, layout, dtype, compiled_backend):
 def test_many_sequences_are_their_parts(direction, dtype, compiled_backend):
     """Thousands of sequences side by side, of which the CPU takes neighbours together where they share cache lines."""
     case = Case(direction=direction, channels=5, length=4, lanes=(48, 48), states=2, layout="lanes", dtype=dtype)
-    device = device_of(compiled_backend)
-    inputs, (dy, _) = case.inputs(device), case.output_gradients(device)
-    whole = run(inputs, case, compiled_backend, dy)
-    for start in range(48):
-        found = run(part(inputs, -2, start, 1, dy.dim()), case, compiled_backend, dy.narrow(-2, start, 1))
-        wanted = part(whole, -2, start, 1, dy.dim())
-        for name in found:
-            if name.removesuffix("_b") not in SUMS[-2]:
-                assert_same_bits(found[name], wanted[name], f"{name} of row {start}")
+    assert_parts_are_the_whole(case, compiled_backend, -2, ((row, 1) for row in range(48)))
 
 
 @LAYOUTS
@@ -139,16 +138,8 @@ def test_many_sequences_are_their_parts(direction, dtype, compiled_backend):
 def test_large_outputs_are_their_parts(merge, layout, compiled_backend):
     """Outputs of 2^19 elements or more go past the caches of a CPU, where whole lines can: not a bit differs."""
     case = Case(batch=2, channels=32, length=48, lanes=(12, 16), states=2, merge=merge, layout=layout)
-    device = device_of(compiled_backend)
-    inputs, (dy, _) = case.inputs(device), case.output_gradients(device)
-    whole = run(inputs, case, compiled_backend, dy)
+    inputs = assert_parts_are_the_whole(case, compiled_backend, 0, ((0, 1), (1, 1)))
     assert inputs["u"].numel() >= 2**19 > inputs["u"][0].numel()
-    for start in range(2):
-        found = run(part(inputs, 0, start, 1, dy.dim()), case, compiled_backend, dy.narrow(0, start, 1))
-        wanted = part(whole, 0, start, 1, dy.dim())
-        for name in found:
-            if name.removesuffix("_b") not in SUMS[0]:
-                assert_same_bits(found[name], wanted[name], f"{name} of sequence {start}")
 
 
 def time_reversed(inputs: dict, dims: int) -> dict:

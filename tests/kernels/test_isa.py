@@ -50,9 +50,10 @@ def test_the_environment_chooses_the_kernels(isa):
 
 
 def test_accuracy_and_determinism(isa):
-    """Core accuracy, whole numbers, the exponential, strong decay, written memory, and threads, with these kernels."""
+    """Core accuracy, whole numbers, many sequences, the exponential, strong decay, written memory, and threads."""
     chosen = (
-        "cpu and (test_core or whole_numbers or exponential_itself or dA_per_state or written or number_of_threads)"
+        "cpu and (test_core or whole_numbers or many_sequences or exponential_itself or dA_per_state or written"
+        " or number_of_threads)"
     )
     names = ("accuracy", "exact", "numerics", "gradients", "memory_safety", "determinism")
     files = [f"tests/kernels/test_{name}.py" for name in names]
