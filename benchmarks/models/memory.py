@@ -94,6 +94,15 @@ class _Parts:
         request = self.request("modes", layer, frames, seconds=SECONDS_PER_CONFIGURATION / 2)
         rows.append({"layer": layer.name, "frames": frames} | self.journal.answer(request, call_child))
 
+    def within(self, limit: int, layer: Layer, frames: int) -> dict:
+        """The answer of a training step with so many bytes. Some libraries crash where an allocation fails: what ends
+        in an error and runs with all the memory that there is has run out of it."""
+        request = self.request("training", layer, frames, repeats=1)
+        answer = self.journal.answer(request | {"memory_limit_bytes": limit}, call_child)
+        if answer["status"] == "error" and self.journal.answer(request, call_child)["status"] == "ok":
+            return {"status": "out of memory", "detail": f"{answer['detail']}; runs with more memory"}
+        return answer
+
     def limit(self, rows: list[dict], layer: Layer, training: list[dict]) -> None:
         """The largest number of frames that trains within the limit of the search, by training steps."""
         limit, resolution = self.settings["search_limit_bytes"], self.settings["search_resolution"]
@@ -104,8 +113,7 @@ class _Parts:
             return
 
         def fits(frames: int) -> bool:
-            request = self.request("training", layer, frames, repeats=1, memory_limit_bytes=limit)
-            answer = self.journal.answer(request, call_child)
+            answer = self.within(limit, layer, frames)
             row["probes"].append({"frames": frames, "status": answer["status"], "detail": answer["detail"]})
             if answer["status"] not in ("ok", "out of memory"):
                 raise _UndecidedError(answer["status"], f"{frames} frames: {answer['detail']}")

@@ -362,6 +362,31 @@ def test_a_probe_that_decides_nothing_ends_the_search_in_words(monkeypatch, tmp_
     assert (row["status"], row["detail"]) == ("timeout", "16 frames: not done after 300 s")
 
 
+@pytest.mark.parametrize(
+    ("runs_with_more", "status", "detail"),
+    [
+        (True, "out of memory", "16 frames do not fit"),
+        (False, "error", "16 frames: ended without an answer, exit status -11"),
+    ],
+)
+def test_a_crash_within_the_limit_alone_is_lack_of_memory(monkeypatch, tmp_path, runs_with_more, status, detail):
+    """As oneDNN crashes where it finds no memory for the code of a kernel; what crashes anyway stays an error."""
+    fine = {"status": "ok", "detail": "", "gate": {"passed": True, "checks": []}}
+    peaks = {"step_seconds": [1.0], "peak_bytes": [2**29], "saved_bytes": 1, "parameters": 1}
+    crash = {"status": "error", "detail": "ended without an answer, exit status -11"}
+
+    def answers(request):
+        limited = request["memory_limit_bytes"] == 2**30
+        return crash if limited or not runs_with_more else fine | peaks
+
+    monkeypatch.setattr(memory, "call_child", scripted(answers))
+    monkeypatch.setattr(memory, "environment_of", lambda *run: {})
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 1)
+    (row,) = measured(small_options(search_limit_gib=1.0), Journal(tmp_path / "journal", {}, resume=False))["limits"]
+    assert (row["status"], row["detail"]) == (status, detail)
+    assert {probe["status"] for probe in row["probes"]} == {status}
+
+
 def test_where_memory_cannot_be_limited_nothing_is_searched(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "call_child", scripted(lambda request: {"status": "error", "detail": "none"}))
     monkeypatch.setattr(memory, "environment_of", lambda *run: {})
