@@ -16,6 +16,7 @@ namespace avx2 {
 #include "vec_avx2.h"
 #include "exp2_polynomial.h"
 #include "math_float32.h"
+#include "activations.h"
 #include "rows.h"
 #include "plan.h"
 #include "blocks.h"

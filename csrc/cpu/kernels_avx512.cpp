@@ -17,6 +17,7 @@ namespace avx512 {
 #include "vec_avx512.h"
 #include "exp2_table.h"
 #include "math_float32.h"
+#include "activations.h"
 #include "rows.h"
 #include "plan.h"
 #include "blocks.h"

@@ -11,6 +11,7 @@ namespace baseline {
 #include "vec_generic.h"
 #include "exp2_polynomial.h"
 #include "math_float32.h"
+#include "activations.h"
 #include "rows.h"
 #include "plan.h"
 #include "blocks.h"

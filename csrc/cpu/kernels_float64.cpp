@@ -4,6 +4,7 @@ namespace ssmvdm {
 namespace float64 {
 #include "convert.h"
 #include "vec_float64.h"
+#include "activations.h"
 #include "rows.h"
 #include "plan.h"
 #include "blocks.h"

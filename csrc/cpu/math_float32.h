@@ -28,15 +28,3 @@ INLINE Vec log1p_unit(Vec e) {  // log(1 + e) for 0 <= e <= 1; relative error 5e
   p = fma(p, e, Vec(-0.4999993f));
   return fma(e * e, p, e);
 }
-
-INLINE Vec sigmoid_from(Vec x, Vec exp_minus_abs) {
-  const Vec inverse = Vec(1.f) / (Vec(1.f) + exp_minus_abs);
-  return select_negative(x, exp_minus_abs * inverse, inverse);
-}
-INLINE Vec sigmoid(Vec x) { return sigmoid_from(x, exp_negative(Vec(0.f) - abs(x))); }
-INLINE Vec softplus(Vec x) { return max(Vec(0.f), x) + log1p_unit(exp_negative(Vec(0.f) - abs(x))); }
-INLINE Vec softplus(Vec x, Vec* derivative) {
-  const Vec e = exp_negative(Vec(0.f) - abs(x));
-  *derivative = sigmoid_from(x, e);
-  return max(Vec(0.f), x) + log1p_unit(e);
-}

@@ -231,11 +231,18 @@ struct BackwardTask {
   bool prepare(int d, int64_t block, int64_t at) {
     const Window u = inputs.get_u(d, block), raw = inputs.get(kDelta + d, block, delta + at);
     const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W), zero(Scalar(0));
+    const bool soft = args.delta_softplus;
     Vec largest = zero, derivative(Scalar(1));
+    if (soft) begin_softplus(raw, bias, L, delta + at, delta_u + at);
     for (int64_t t = 0; t < L; ++t) {
       const int64_t i = at + t * W;
-      Vec x = raw.get(t) + bias;
-      if (args.delta_softplus) x = softplus(x, &derivative);
+      Vec x;
+      if (soft) {
+        const Vec biased = Vec::load(delta + i), e = Vec::load(delta_u + i);
+        x = softplus_from(biased, e), derivative = sigmoid_from(biased, e);
+      } else {
+        x = raw.get(t) + bias;
+      }
       const Vec input = u.get(t);
       largest = max_bits(largest, abs(x));
       x.store(delta + i);

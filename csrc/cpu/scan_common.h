@@ -183,6 +183,16 @@ struct StateTile {
   }
 };
 
+// x = raw + bias and e = e^-|x|, from which softplus follows in a pass of its own: as one pass, the dependent operations of
+// an element would reach further than a processor looks ahead. x may be where raw is.
+INLINE void begin_softplus(const Window& raw, Vec bias, int64_t length, Scalar* x, Scalar* e) {
+  for (int64_t t = 0; t < length; ++t) {
+    const Vec biased = raw.get(t) + bias;
+    biased.store(x + t * W);
+    exp_minus_abs(biased).store(e + t * W);
+  }
+}
+
 // (batch, channels, states, lanes) tensors to and from [padded][W] vectors of one block; null reads as zero.
 static void load_state(const ScanPlan& plan, const void* source, int64_t unit, int64_t block, Scalar* state) {
   memset(state, 0, size_t(plan.padded * W) * sizeof(Scalar));

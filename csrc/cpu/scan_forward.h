@@ -140,10 +140,11 @@ struct ForwardTask {
   bool prepare(int d, int64_t block, Scalar* dt, Scalar* du, Scalar* sum) {
     const Window u = inputs.get_u(d, block), raw = inputs.get(kDelta + d, block, dt);
     const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W);
+    const bool soft = args.delta_softplus;
     Vec largest(Scalar(0));
+    if (soft) begin_softplus(raw, bias, L, dt, du);
     for (int64_t t = 0; t < L; ++t) {
-      Vec x = raw.get(t) + bias;
-      if (args.delta_softplus) x = softplus(x);
+      const Vec x = soft ? softplus_from(Vec::load(dt + t * W), Vec::load(du + t * W)) : raw.get(t) + bias;
       const Vec input = u.get(t);
       largest = max_bits(largest, abs(x));
       x.store(dt + t * W);

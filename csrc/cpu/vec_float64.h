@@ -23,7 +23,9 @@ INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
 INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
 INLINE Vec fma(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
 INLINE Vec fnma(Vec a, Vec b, Vec c) { return c.v - a.v * b.v; }
+INLINE Vec max(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
 INLINE Vec abs(Vec a) { return ::fabs(a.v); }
+INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) { return signbit(x.v) ? if_negative.v : otherwise.v; }
 INLINE Vec max_bits(Vec a, Vec b) { return a.v >= b.v ? a.v : b.v != b.v ? b.v : a.v != a.v ? a.v : b.v; }
 INLINE void transpose(Vec*) {}
 
@@ -33,12 +35,8 @@ struct Exp2Table {
 INLINE Vec exp2_near(Vec x, Vec y, const Exp2Table&) { return ::exp2(x.v * y.v); }
 INLINE Vec exp2_any(Vec x, Vec y, const Exp2Table&) { return ::exp2(x.v * y.v); }
 
-INLINE Vec sigmoid(Vec x) { return 1. / (1. + ::exp(-x.v)); }
-INLINE Vec softplus(Vec x) { return (x.v > 0. ? x.v : 0.) + ::log1p(::exp(-::fabs(x.v))); }
-INLINE Vec softplus(Vec x, Vec* derivative) {
-  *derivative = sigmoid(x);
-  return softplus(x);
-}
+INLINE Vec exp_negative(Vec x) { return ::exp(x.v); }
+INLINE Vec log1p_unit(Vec e) { return ::log1p(e.v); }
 
 // acc[i] += the i-th argument.
 constexpr int kReduceWidth = 4;
