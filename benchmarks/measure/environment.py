@@ -123,9 +123,15 @@ def describe(threads: int) -> dict:
     }
 
 
+def machine(environment: dict) -> str:
+    """The device and how much of it was used."""
+    threads = environment["threads"]
+    return f"{environment['device']}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def one_line(environment: dict) -> str:
     """Provenance as it is stamped into figures."""
     return (
-        f"{environment['device']}, {environment['threads']} threads · torch {environment['torch']} · "
+        f"{machine(environment)} · torch {environment['torch']} · "
         f"ssmvdm {environment['ssmvdm']} ({environment['commit']}) · {environment['date'][:10]}"
     )

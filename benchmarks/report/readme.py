@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 from benchmarks.kernels.shapes import MODES
-from benchmarks.measure.environment import busy_warning
+from benchmarks.measure.environment import busy_warning, machine
 from benchmarks.shapes import MIB, layer_named
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -63,9 +63,8 @@ def _prose(*sentences: str) -> str:
 
 def _where(result: dict) -> str:
     found = result["environment"]
-    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
     beside = ", beside other work" if busy_warning(found) else ""
-    return f"{found['device']}, {threads}, torch {found['torch']}, {found['date'][:10]}{beside}"
+    return f"{machine(found)}, torch {found['torch']}, {found['date'][:10]}{beside}"
 
 
 def picture(results: Results) -> str:

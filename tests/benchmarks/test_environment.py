@@ -57,4 +57,5 @@ def test_everything_needed_to_repeat_a_run_is_described():
     assert found["threads"] == 2
     for key in ("device", "torch", "commit", "date", "backends", "vector_extension"):
         assert found[key]
-    assert found["device"] in environment.one_line(found)
+    assert environment.one_line(found).startswith(f"{found['device']}, 2 threads · ")
+    assert environment.one_line(found | {"threads": 1}).startswith(f"{found['device']}, 1 thread · ")
