@@ -58,7 +58,7 @@ class LayerOptions(RunOptions):
     @classmethod
     def full(cls, device: str = "cpu") -> "LayerOptions":
         """Part of `bench all --full`."""
-        return cls(device=device, levels=(1, 4), budget_seconds=5.5)
+        return cls(device=device, levels=(1, 4), budget_seconds=12.0)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""
