@@ -77,11 +77,7 @@ struct ScanPlan : Plan {
 
   // 2^(delta A) needs the slow exponential if any product may leave the range of normal numbers, or is not finite.
   bool needs_any(int d, int64_t block, Vec largest_delta) const {
-    Scalar s[W];
-    (largest_delta * Vec::load(largest_A[d] + block * W)).store(s);
-    bool near = true;
-    for (int64_t i = 0; i < W; ++i) near = near && s[i] < Scalar(125);
-    return !near;
+    return !all_less(largest_delta * Vec::load(largest_A[d] + block * W), Vec(Scalar(125)));
   }
   // B and C of a unit are tiles of [length][padded], or where they differ from row to row [padded / kStates][length]
   // [kStates][W], so that a walk reads on and on.

@@ -46,6 +46,7 @@ INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) {
   return _mm256_blendv_ps(otherwise.v, if_negative.v, x.v);
 }
 INLINE Vec zero_where_less(Vec a, Vec b, Vec x) { return _mm256_andnot_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ), x.v); }
+INLINE bool all_less(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)) == 0xff; }
 INLINE Vec max_bits(Vec a, Vec b) {
   return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)));
 }

@@ -47,6 +47,7 @@ INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) {
 INLINE Vec zero_where_less(Vec a, Vec b, Vec x) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v);
 }
+INLINE bool all_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ) == 0xffff; }
 INLINE Vec max_bits(Vec a, Vec b) {
   return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
 }

@@ -26,6 +26,7 @@ INLINE Vec fnma(Vec a, Vec b, Vec c) { return c.v - a.v * b.v; }
 INLINE Vec max(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
 INLINE Vec abs(Vec a) { return ::fabs(a.v); }
 INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) { return signbit(x.v) ? if_negative.v : otherwise.v; }
+INLINE bool all_less(Vec a, Vec b) { return a.v < b.v; }
 INLINE Vec max_bits(Vec a, Vec b) { return a.v >= b.v ? a.v : b.v != b.v ? b.v : a.v != a.v ? a.v : b.v; }
 INLINE void transpose(Vec*) {}
 

@@ -52,6 +52,10 @@ INLINE Vec select_negative(Vec x, Vec if_negative, Vec otherwise) {
   return select((Int4)x.v < 0, if_negative, otherwise);
 }
 INLINE Vec zero_where_less(Vec a, Vec b, Vec x) { return (Float4)(~(a.v < b.v) & (Int4)x.v); }
+INLINE bool all_less(Vec a, Vec b) {
+  const Int4 less = a.v < b.v;
+  return (less[0] & less[1] & less[2] & less[3]) != 0;
+}
 INLINE Vec max_bits(Vec a, Vec b) { return select((Int4)a.v > (Int4)b.v, a, b); }
 INLINE Vec round(Vec a) {  // to nearest even, |a| < 2^22
   const Vec magic(12582912.f);
