@@ -265,13 +265,18 @@ def method(result: dict) -> str:
         f"Two directions, {settings['states']} states{threads}. Every shape in a process of its own; candidates take "
         f"turns with ours there, up to {settings['launches']} launches and {settings['budget_seconds']:g} s each, "
         f"after output and all gradients of the timed buffers have been compared with float64. {launch}Caches are "
-        f"{settings['caches']}"
-        + (", freed memory stays with the process, in large pages" if settings["keeps_freed_memory"] and is_cpu else "")
-        + ". Both directions of a rival are run one after the other, with flips between, as the published layer does. "
+        f"{settings['caches']}{_of_memory(settings) if is_cpu else ''}. Both directions of a rival are run one after "
+        "the other, with flips between, as the published layer does. "
         + ("torch.compile makes scalar code: its vector code for this loop over time is wrong. " if scalar else "")
         + (f"Floors are of rates measured in the same run: {' and '.join(measured)}." if measured else "")
         + ("" if is_cpu else "Floors are modelled at the clock that was read meanwhile.")
     )
+
+
+def _of_memory(settings: dict) -> str:
+    if settings["keeps_freed_memory"]:
+        return ", freed memory stays with the process, in large pages"
+    return ", torch's allocator hands large blocks back to the system, which clears new pages for each call"
 
 
 def _memory_bytes(row: dict) -> list[float]:

@@ -45,7 +45,7 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
         answer = _measured(options, shape, journal, until, 1 / (len(named) - index))
         for section in ("times", "threads"):
             result[section] += [{"shape": shape.name} | row for row in answer[section]]
-        result["settings"]["keeps_freed_memory"] = answer.get("keeps_freed_memory", False)
+        result["settings"]["keeps_freed_memory"] = answer.get("keeps_freed_memory", options.keep_freed_memory)
         result["settings"]["caches"] = answer.get("caches") or result["settings"]["caches"]
         if answer.get("clocks"):
             result["clocks"].append({"shape": shape.name} | answer["clocks"])
@@ -74,6 +74,7 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: 
         "thread_counts": [] if named.is_sweep or device != "cpu" else list(options.threads),
         "compiled_length": options.compiled_length,
         "launches": options.timed_launches(), "budget_seconds": options.budget_seconds,
+        "keep_freed_memory": options.keep_freed_memory,
     }  # fmt: skip
     least = shape.least_bytes(ITEM_BYTES[variants[0][1]])
     first = our_row(*variants[0])

@@ -79,6 +79,11 @@ class ScanOptions(RunOptions):
     budget_seconds: float = 0.4
     """Time that these calls may take together. On a CPU a rival too slow for it runs on fewer sequences."""
 
+    keep_freed_memory: bool = True
+    """On a CPU: what a call frees stays with the process, in large pages, so that every call finds its memory warm.
+    Without, torch's allocator is as users have it: large blocks go back to the system, and whoever takes many pays for
+    the clearing of new pages."""
+
     time_limit: float = float("inf")
     """Seconds for the whole run; what has not begun by then is a row that says so."""
 

@@ -36,9 +36,10 @@ def shape_rows(request: dict) -> Iterator[dict]:
     each, of which "unfinished" says what all rows say.
 
     request: {"device", "shape", "ours": [(backend, dtype, layout)], "rivals", "without": names that are known already,
-    "mamba", "compiled_length", "threads", "thread_counts", "launches", "budget_seconds", "memory_limit_bytes",
-    "seconds"}: in so many candidates may begin."""
-    found: dict = {"times": [], "threads": [], "keeps_freed_memory": process_memory.keep_freed_memory()}
+    "mamba", "compiled_length", "threads", "thread_counts", "launches", "budget_seconds", "keep_freed_memory",
+    "memory_limit_bytes", "seconds"}: in so many candidates may begin."""
+    keeps = request["keep_freed_memory"] and process_memory.keep_freed_memory()
+    found: dict = {"times": [], "threads": [], "keeps_freed_memory": keeps}
     if request["memory_limit_bytes"] is not None:
         process_memory.limit_further_bytes(request["memory_limit_bytes"])
     with timing.timer_of(request["device"]) as timer:

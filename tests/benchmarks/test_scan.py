@@ -146,6 +146,15 @@ def test_what_is_known_is_not_measured_again():
     assert set(shape.base) == set(scan_tasks.MODES), "which is what the others are compared with"
 
 
+def test_torchs_allocator_can_be_taken_as_it_comes(tmp_path):
+    require_backend("cpu")
+    options = ScanOptions(shapes=("16x4x16",), rivals=(), threads=(1,), launches=3, keep_freed_memory=False)
+    found = scan.measure(options, lambda *progress: None, Journal(tmp_path / "a.journal", {}, False))
+    assert {row["status"] for row in found["times"]} == {"ok"}
+    assert not found["settings"]["keeps_freed_memory"]
+    assert "torch's allocator hands large blocks back" in KIND.method(found | {"wall_seconds": 1.0})
+
+
 def test_a_child_that_dies_is_a_row(tmp_path, monkeypatch):
     def dead(request, *timeout):
         died = {"status": "out of memory", "detail": "killed by the system (signal 9)"}
