@@ -73,10 +73,10 @@ struct Plan {
   NOINLINE Rows rows_of(const SequenceView& view, int64_t unit) const {
     Rows r;
     if (!view.data) return r;
-    r.base = sequence_offset(view, lanes, lane_mode ? unit * W : unit);
-    r.contiguous = lane_mode || W == 1 || view.row_stride == 1;
-    for (int64_t i = 0; i < W; ++i) r.offset[i] = i * view.row_stride;
-    for (int64_t i = 0; lane_mode && i < W; ++i) {
+    if (!lane_mode) return Rows::apart(sequence_offset(view, lanes, unit), view.row_stride);
+    r.contiguous = true;
+    r.base = sequence_offset(view, lanes, unit * W);
+    for (int64_t i = 0; i < W; ++i) {
       const bool is_row = unit * W + i < sequences;
       r.offset[i] = is_row ? sequence_offset(view, lanes, unit * W + i) - r.base : 0;
       r.contiguous = r.contiguous && (r.offset[i] == i || !is_row);

@@ -12,6 +12,13 @@ struct Rows {
   int64_t base;       // offset of the first row for channel (or state) 0
   int64_t offset[W];  // of each row, relative to the first
   bool contiguous;    // offset[i] == i
+
+  static Rows apart(int64_t base, int64_t stride) {
+    Rows r;
+    r.base = base, r.contiguous = W == 1 || stride == 1;
+    for (int64_t i = 0; i < W; ++i) r.offset[i] = i * stride;
+    return r;
+  }
 };
 
 template <class T>

@@ -109,9 +109,7 @@ struct ScanPlan : Plan {
 // Calls f(first state, rows, count, width) for the states of a sequence as rows of a tile [length][padded].
 template <class F>
 INLINE void for_states(const SequenceView& view, int64_t states, int64_t padded, const F& f) {
-  Rows rows;
-  rows.base = 0, rows.contiguous = view.row_stride == 1;
-  for (int64_t i = 0; i < W; ++i) rows.offset[i] = i * view.row_stride;
+  const Rows rows = Rows::apart(0, view.row_stride);
   for (int64_t n = 0; n < states; n += W) {
     const int64_t width = padded - n < W ? padded - n : W;
     f(n, rows, states - n < width ? states - n : width, width);
