@@ -12,6 +12,7 @@ struct BackwardWalk : ForwardWalk {
   Scalar *d_delta_A, *d_delta_u;  // [blocks][length][W], added to; the first is <q h, A log2 e>
   Scalar *dA, *q;                 // [blocks][padded][W]; q from last to initial state
   Stream ahead_of_adjoint;
+  bool is_first;  // of its direction: what is added to is zero, whatever the tiles hold
 };
 
 template <class Access, int K, bool kAny>
@@ -91,8 +92,8 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
       dt[k] = Vec::load(delta + k * block);
       du[k] = Vec::load(delta_u + k * block);
       g[k] = Vec::load(dy + k * block);
-      along_A[k] = Vec::load(d_delta_A + k * block);
-      along_B[k] = Vec::load(d_delta_u + k * block);
+      along_A[k] = w.is_first ? Vec(Scalar(0)) : Vec::load(d_delta_A + k * block);
+      along_B[k] = w.is_first ? Vec(Scalar(0)) : Vec::load(d_delta_u + k * block);
     }
     UNROLL
     for (int n = 0; n < kStates; ++n) {
@@ -219,7 +220,7 @@ struct BackwardTask {
       w.B_step = state_tile.step_of(plan, d, 0), w.C_step = state_tile.step_of(plan, d, 1);
       w.h = h + (k * plan.padded + n) * W, w.q = q + (k * plan.padded + n) * W, w.dA = dA + (k * plan.padded + n) * W;
       w.length = L, w.padded = plan.padded, w.states = plan.states - n, w.reverse = args.dir[d].reverse;
-      w.decay = decay, w.state = state;
+      w.decay = decay, w.state = state, w.is_first = n == 0;
       w.d_delta_A = d_delta_A + at, w.d_delta_u = d_delta_u + at;
       channel_sums.place(d, n, &w);
       w.ahead = inputs.take(), w.ahead_of_adjoint = inputs.take();
@@ -230,9 +231,9 @@ struct BackwardTask {
 
   bool prepare(int d, int64_t block, int64_t at) {
     const Window u = inputs.get_u(d, block), raw = inputs.get(kDelta + d, block, delta + at);
-    const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W), zero(Scalar(0));
+    const Vec bias = Vec::load(plan.bias[d] + block * W), D = Vec::load(plan.D[d] + block * W);
     const bool soft = args.delta_softplus;
-    Vec largest = zero, derivative(Scalar(1));
+    Vec largest(Scalar(0)), derivative(Scalar(1));
     if (soft) begin_softplus(raw, bias, L, delta + at, delta_u + at);
     for (int64_t t = 0; t < L; ++t) {
       const int64_t i = at + t * W;
@@ -249,8 +250,6 @@ struct BackwardTask {
       derivative.store(slope + i);
       (x * input).store(delta_u + i);
       (D * input).store(y[d] + i);
-      zero.store(d_delta_A + i);
-      zero.store(d_delta_u + i);
     }
     return plan.needs_any(d, block, largest);
   }
