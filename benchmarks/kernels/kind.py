@@ -261,9 +261,10 @@ def method(result: dict) -> str:
     scalar = any(row["name"] == "compiled" and row["status"] == OK for row in result["times"]) and is_cpu
     threads = f", {settings['threads'][-1]} threads" if is_cpu else ""
     launch = "" if is_cpu else "A launch is the replay of a graph, between two events of the device. "
+    unit = "turns, in each of which short calls are repeated," if is_cpu else "launches"
     return (
         f"Two directions, {settings['states']} states{threads}. Every shape in a process of its own; candidates take "
-        f"turns with ours there, up to {settings['launches']} launches and {settings['budget_seconds']:g} s each, "
+        f"turns with ours there, up to {settings['launches']} {unit} and {settings['budget_seconds']:g} s each, "
         f"after output and all gradients of the timed buffers have been compared with float64. {launch}Caches are "
         f"{settings['caches']}{_of_memory(settings) if is_cpu else ''}. Both directions of a rival are run one after "
         "the other, with flips between, as the published layer does. "

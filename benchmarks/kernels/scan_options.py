@@ -73,8 +73,8 @@ class ScanOptions(RunOptions):
     """Numbers of threads; rivals run with the last one."""
 
     launches: int | None = None
-    """Timed calls of a candidate at one shape and mode; a slow one has as many as its budget allows, three at least.
-    Default: 15 on a CPU, 200 on a GPU."""
+    """Timed calls of a candidate at one shape and mode: on a CPU its turns, in each of which a short call is repeated;
+    a slow one has as many as its budget allows, three at least. Default: 15 on a CPU, 200 on a GPU."""
 
     budget_seconds: float = 0.4
     """Time that these calls may take together. On a CPU a rival too slow for it runs on fewer sequences."""

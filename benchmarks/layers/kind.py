@@ -120,10 +120,11 @@ def _in_mib(row: dict) -> list[float]:
 
 def method(result: dict) -> str:
     settings = result["settings"]
+    unit = "turns, in each of which short calls are repeated," if settings["device"] == "cpu" else "launches in turns"
     return (
         f"{', '.join(map(str, WIDTHS))} channels are levels 1 to {len(WIDTHS)} of the paper’s U-Net, batch 1. "
         "Every layer at a shape is given the same buffers, and layers that compute the same function the same weights. "
-        f"Times are of up to {settings['launches']} calls in turns in one process, with {settings['caches']} caches, "
+        f"Times are of up to {settings['launches']} {unit} in one process, with {settings['caches']} caches, "
         f"as many as {settings['budget_seconds']:g} s allow and at least three; a layer of which three calls take "
         "longer is not timed. A training step is forward and backward with the gradients of the input and of every "
         "weight, without an optimizer. Peak memory is of a process of its own. The gate: output of both modes and "

@@ -40,7 +40,8 @@ class LayerOptions(RunOptions):
     """Height and width of the clips there, small so that long ones take seconds."""
 
     launches: int | None = None
-    """Timed calls per layer, shape and mode. Default: 5 on a CPU, 200 on a GPU."""
+    """Timed calls per layer, shape and mode: on a CPU turns, in each of which a short call is repeated. Default: 5 on a
+    CPU, 200 on a GPU."""
 
     budget_seconds: float = 5.0
     """Time that these calls may take together; fewer are made then, at least three. A layer of which three calls take

@@ -14,12 +14,14 @@ import torch
 from benchmarks.measure import gpu_device
 
 WARM_UPS = 3
+SETTLED_S = 0.015  # for which a call is repeated on a CPU, whose caches hold another candidate's data when it begins
 TURNS = 10  # on a GPU, where a launch is too short to change candidates after each
 CLOCK_PERIOD_S = 1.0  # asking for the clocks costs some 50 ms of the host
 
 
 class HostTimer:
-    """Calls that have done their work when they return, by the host's clock."""
+    """Calls that have done their work when they return, by the host's clock. A launch is a turn of its own: calls for
+    SETTLED_S, one at least, and their median."""
 
     caches = "warm"
 
@@ -34,12 +36,15 @@ class HostTimer:
         return launches
 
     def block(self, launch: Callable[[], object], launches: int) -> list[float]:
-        found = []
-        for _ in range(launches):
+        return [self._settled(launch) for _ in range(launches)]
+
+    def _settled(self, launch: Callable[[], object]) -> float:
+        found, began = [], self.clock()
+        while not found or self.clock() - began < SETTLED_S:
             start = self.clock()
             launch()
             found.append(self.clock() - start)
-        return found
+        return median(found)
 
     def take_clocks(self) -> dict[str, float]:
         return {}

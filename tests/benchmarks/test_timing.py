@@ -36,6 +36,17 @@ def test_the_host_timer_gives_the_time_of_every_call():
     assert timer.take_clocks() == {}
 
 
+def test_on_the_host_a_short_call_is_repeated_until_the_caches_are_its_own():
+    clock, calls = FakeClock(), []
+
+    def launch():  # of 4 ms, but the first finds the caches of another
+        calls.append(clock.now)
+        clock.now += 0.004 if calls[1:] else 0.007
+
+    assert timing.HostTimer(clock).block(launch, 1) == pytest.approx([0.004])
+    assert calls == pytest.approx([0.0, 0.007, 0.011])
+
+
 def test_candidates_take_turns_in_blocks():
     order = []
 
