@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -142,7 +143,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     as_json = parser.parse_args(arguments).json
     found = report()
-    print(json.dumps(found, indent=2) if as_json else _as_text(found))
+    try:
+        print(json.dumps(found, indent=2) if as_json else _as_text(found), flush=True)
+    except BrokenPipeError:  # the reader has gone: python -m ssmvdm_kernels.info | head -1
+        sys.stdout = None
     return 0
 
 

@@ -6,7 +6,7 @@ one with ":published" the same layer as the authors' code computes it. Two more 
 
 from dataclasses import dataclass
 
-from benchmarks.shapes import LAYERS, Layer, Network, layer_named
+from benchmarks.shapes import LAYERS, Layer, Network, all_layer_names, layer_named
 
 PAPER = Network.paper()
 BASE = "bi-s6"  # what times are compared with
@@ -53,7 +53,7 @@ def candidate_named(name: str) -> Candidate:
         if candidate.name == name:
             return candidate
     base, colon, form = name.partition(":")
-    layer = layer_named(base)
+    layer = _layer_of(name, base)
     is_attention = "attention" in layer.temporal["layer"]
     if not colon:
         return Candidate(**vars(layer), form="lean", has_bias=layer.temporal["layer"] == "attention")
@@ -65,6 +65,16 @@ def candidate_named(name: str) -> Candidate:
     suffix, marker = _FORMS[form]
     label = ", ".join(filter(None, [plain, f"{mixer} mixer" if mixer else "", suffix]))
     return Candidate(name, label, layer.temporal, layer.color, marker, form)
+
+
+def _layer_of(name: str, base: str) -> Layer:
+    try:
+        return layer_named(base)
+    except ValueError as error:
+        known = (*all_layer_names(), *(candidate.name for candidate in _ATTENTION))
+        forms = " or ".join(f":{form}" for form in _FORMS)
+        raise ValueError(f"unknown layer {name!r}; expected one of {', '.join(known)}, or a state-space layer with "
+                         f"{forms} behind it") from error  # fmt: skip
 
 
 @dataclass(frozen=True)

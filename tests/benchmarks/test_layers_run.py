@@ -169,7 +169,7 @@ def test_parts_of_a_run_of_all_benchmarks():
     ("change", "message"),
     [
         ({"layers": ()}, "--layers: expected at least one"),
-        ({"layers": ("lstm",)}, "--layers: unknown layer 'lstm'"),
+        ({"layers": ("lstm",)}, "--layers: unknown layer 'lstm'; expected one of attention-einsum, "),
         ({"layers": ("bi-s6:quick",)}, "--layers: unknown layer 'bi-s6:quick'; expected fast or published"),
         ({"layers": ("attention-sdpa:fast",)}, "--layers: unknown layer 'attention-sdpa:fast'"),
         ({"layers": ("s6", "s6")}, "--layers: the same value twice in s6 s6"),
@@ -189,6 +189,14 @@ def test_options_that_cannot_be_used(change, message):
     with pytest.raises(InputError) as caught:
         LayerOptions(**change).check()
     assert str(caught.value).startswith(message)
+
+
+def test_an_unknown_layer_is_told_all_there_are():
+    with pytest.raises(ValueError) as caught:
+        candidate_named("lstm")
+    for name in ("bi-s6", "bi-s6/gss", "sdpa-rotary", "flex-attention"):
+        assert f"{name}, " in str(caught.value) and candidate_named(name).name == name
+    assert str(caught.value).endswith("or a state-space layer with :fast or :published behind it")
 
 
 def test_names_and_labels():

@@ -130,6 +130,15 @@ def test_info_text_shows_every_backend():
         assert re.search(rf"^  {name} +\S", result.stdout, re.MULTILINE)
 
 
+def test_info_whose_reader_has_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ssmvdm_kernels.info"]
+    result = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_info_without_kernels(without_kernels, broken):
     if broken:
