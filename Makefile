@@ -114,7 +114,7 @@ test-gpu: $(GPU_READY)
 bench-gpu: $(GPU_READY)
 	$(ENV_PYTHON) -m tests.gpu build
 	-$(ENV_PYTHON) -m tests.gpu rival
-	$(ENV_PYTHON) -m tests.gpu.benchmark --mamba build/test-gpu/mamba $(GPU_OUT)
+	$(ENV_PYTHON) -m tests.gpu.benchmark --mamba build/test-gpu/mamba $(GPU_OUT) $(if $(RESUME),--resume)
 
 build: $(STAMPS)/built
 

@@ -193,18 +193,26 @@ def folded(tensors: Tensors, scan: Callable[..., Tensor]) -> Tensor:
     shape = tensors["u"].shape
     u, z = tensors["u"], tensors["z"]
     y = scan(fold(u), *_own(tensors, ""), fold(z), tensors["delta_bias"], True)
-    back = scan(fold(_turn(u)), *_own(tensors, "_b"), fold(_turn(z)), tensors["delta_bias_b"], True)
-    return y.view(shape) + _turn(back.view(shape))
+    back = scan(fold(_Turn.apply(u)), *_own(tensors, "_b"), fold(_Turn.apply(z)), tensors["delta_bias_b"], True)
+    return y.view(shape) + _Turn.apply(back.view(shape))
 
 
 def _own(tensors: Tensors, suffix: str) -> list[Tensor]:
     return [fold(x) if x.dim() == 4 else x for x in (tensors[n + suffix] for n in ("delta", "A", "B", "C", "D"))]
 
 
-def _turn(x: Tensor) -> Tensor:
-    """Sequences turned round and the reset token kept last: a roll of the flipped times. One gather, as a flip is."""
-    order = torch.arange(x.shape[-1] - 1, -1, -1, device=x.device).roll(-1)
-    return x.index_select(-1, order)
+class _Turn(torch.autograd.Function):
+    """Sequences turned round and the reset token kept last: a roll of the flipped times. One gather, as a flip is, and
+    its own derivative, where that of index_select would add to zeros."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        order = torch.arange(x.shape[-1] - 1, -1, -1, device=x.device).roll(-1)
+        return x.index_select(-1, order)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> Tensor:
+        return _Turn.forward(ctx, dy)
 
 
 def folded_truth(tensors: Tensors) -> Tensor:

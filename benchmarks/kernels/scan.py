@@ -15,9 +15,10 @@ from benchmarks.measure.journal import Journal
 from benchmarks.measure.process_memory import affordable_bytes
 from benchmarks.shapes import GIB
 
-SHAPE_TIMEOUT = {"cpu": 240.0, "cuda": 600.0}  # seconds; on a GPU one rival compiles for minutes
+SHAPE_TIMEOUT = 240.0  # seconds
 S4D_FORMS = ("s4d-fft", "s4d-scan")
 SWEEP_RIVALS = ("mamba-ssm", *S4D_FORMS, "sdpa-8x64", "sdpa-equal", "compiled")  # within a few times of ours
+TOLD = ("keeps_freed_memory", "caches", "clocks")  # of a shape besides its rows
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -40,8 +41,16 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
                      "shapes": {x.name: vars(x.shape) | {"source": x.source, "is_sweep": x.is_sweep} for x in named}},
         "rates": rates, "times": [], "threads": [], "memory": [], "clocks": [],
     }  # fmt: skip
+    for index, shape in enumerate(remembered):
+        advance(f"scan: peak memory, {shape.name}", float(index), total)
+        for name in ("ours", *(name for name in S4D_FORMS if name in options.compared())):
+            request = {"task": "scan_peak", "threads": threads, "device": device, "shape": vars(shape.shape),
+                       "candidate": name, "backend": BACKENDS[device][0], "dtype": dtypes[0]}  # fmt: skip
+            answer = journal.answer(request, call_child) if time.monotonic() < until else NOT_BEGUN
+            row = {"shape": shape.name, "name": name, "status": "ok", "detail": ""}
+            result["memory"].append(row | answer)
     for index, shape in enumerate(sorted(named, key=partial(_compiles, options))):
-        advance(f"scan: {shape.name}", float(index), total)
+        advance(f"scan: {shape.name}", float(len(remembered) + index), total)
         answer = _measured(options, shape, journal, until, 1 / (len(named) - index))
         for section in ("times", "threads"):
             result[section] += [{"shape": shape.name} | row for row in answer[section]]
@@ -50,21 +59,13 @@ def measure(options: ScanOptions, advance: Callable[[str, float, float], None], 
         if answer.get("clocks"):
             result["clocks"].append({"shape": shape.name} | answer["clocks"])
     _add_shares(result, {shape.name: shape.shape for shape in named})
-    for index, shape in enumerate(remembered):
-        advance(f"scan: peak memory, {shape.name}", float(len(named) + index), total)
-        for name in ("ours", *(name for name in S4D_FORMS if name in options.compared())):
-            request = {"task": "scan_peak", "threads": threads, "device": device, "shape": vars(shape.shape),
-                       "candidate": name, "backend": BACKENDS[device][0], "dtype": dtypes[0]}  # fmt: skip
-            answer = journal.answer(request, call_child) if time.monotonic() < until else NOT_BEGUN
-            row = {"shape": shape.name, "name": name, "status": "ok", "detail": ""}
-            result["memory"].append(row | answer)
     return result
 
 
 def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: float, share: float) -> dict:
     """What `scan_tasks.shape_rows` answers, within a share of the time that is left. A candidate that ends the process
-    has rows that say so, and another process goes on with those after it; where nothing is measured, it is the first
-    of ours."""
+    has rows that say so, and another process goes on with those after it, unless it is the first of ours, which has
+    the rows too where nothing is measured."""
     shape, device = named.shape, options.device
     variants = _variants(options, named.is_sweep)
     request = {
@@ -79,20 +80,24 @@ def _measured(options: ScanOptions, named: NamedShape, journal: Journal, until: 
     least = shape.least_bytes(ITEM_BYTES[variants[0][1]])
     first = our_row(*variants[0])
     times: list[dict] = []
+    told: dict = {}
     while True:
         known = list(dict.fromkeys(row["name"] for row in times))
         within = partial(_within, least=least, seconds=share * (until - time.monotonic()))
         has_time = time.monotonic() < until
         answer = journal.answer(request | {"without": known}, within) if has_time else NOT_BEGUN
-        times += answer.get("times", [])
+        new = answer.get("times", [])
+        times += new
+        told |= {key: answer[key] for key in TOLD if answer.get(key) not in (None, {})}
         if "status" not in answer:
-            return answer | {"times": times}
+            return answer | told | {"times": times}
         ended = {"status": answer["status"], "detail": answer["detail"]}
         about = answer.get("unfinished") or (first if not times else None)
         if about:
             times += [about | {"mode": mode} | ended for mode in MODES]
-        if about is None or about["name"] == first["name"]:
-            return answer | {"times": times, "threads": []}
+        lacks_base = about == first or any((row["name"], row["status"]) == (first["name"], "error") for row in times)
+        if lacks_base or not (about or new):
+            return told | {"times": times, "threads": []}
 
 
 def _variants(options: ScanOptions, is_sweep: bool) -> list[tuple[str, str, str]]:
@@ -115,7 +120,7 @@ def _compiles(options: ScanOptions, named: NamedShape) -> bool:
 
 def _within(request: dict, least: int, seconds: float) -> dict:
     """The child's answer within a time and, on a CPU, the memory that is free now, unless that is less than `least`."""
-    timeout = min(SHAPE_TIMEOUT[request["device"]], seconds)
+    timeout = min(SHAPE_TIMEOUT, seconds)
     limit = affordable_bytes() if request["device"] == "cpu" else None
     if limit is not None and least > limit:
         detail = f"inputs, output and their gradients take {least / GIB:.1f} GiB, {limit / GIB:.1f} GiB may be taken"

@@ -33,7 +33,8 @@ Calls = dict[str, Callable[[], object]]  # by mode
 
 def shape_rows(request: dict) -> Iterator[dict]:
     """{"times": rows, "threads": rows, "keeps_freed_memory", "caches", "clocks"} of one shape, in parts: a candidate
-    each, of which "unfinished" says what all rows say.
+    each, of which "unfinished" says what all rows say. On a GPU the process ends behind a candidate that broke, which may
+    have left device or allocator unusable for those after it; "unfinished" is None then.
 
     request: {"device", "shape", "ours": [(backend, dtype, layout)], "rivals", "without": names that are known already,
     "mamba", "compiled_length", "threads", "thread_counts", "launches", "budget_seconds", "keep_freed_memory",
@@ -45,11 +46,18 @@ def shape_rows(request: dict) -> Iterator[dict]:
     with timing.timer_of(request["device"]) as timer:
         shape = TimedShape(request, timer)
         for about, rows in shape.candidates():
-            yield found | {"unfinished": about}
+            if shape.has_failed:
+                yield found | _told(timer) | {"unfinished": None}
+                raise SystemExit(1)
+            yield found | _told(timer) | {"unfinished": about}
             found["times"] += rows()
         if len(request["thread_counts"]) > 1:
             found["threads"] = shape.scaling()
-        yield found | {"caches": timer.caches, "clocks": timer.take_clocks()}
+        yield found | _told(timer)
+
+
+def _told(timer) -> dict:
+    return {"caches": timer.caches, "clocks": timer.clocks()}
 
 
 def calls(run: Callable, tensors: dict) -> Calls:
@@ -77,6 +85,7 @@ class TimedShape:
         self.until = time.monotonic() + request["seconds"]
         self.base: Calls = {}  # prepared, of the first of ours
         self.free_bytes = 0  # of a GPU, before a candidate takes any
+        self.has_failed = False  # a candidate, on a GPU
 
     def candidates(self) -> Iterator[tuple[dict, Callable[[], list[dict]]]]:
         """(what all of its rows say, what measures them) of each that is not known; the first of ours is measured once
@@ -124,7 +133,10 @@ class TimedShape:
             if count not in found:
                 found.clear()
                 tensors = rivals.leaves(rival, replace(self.shape, sequences=count), self._dtype(), self.device)
-                found[count] = gate_rival(rival, tensors).as_row(), calls(rival.run, tensors)
+                made = calls(rival.run, tensors)
+                for call in made.values() if self.device != "cpu" else ():
+                    call()  # what is compiled is compiled for these sizes, not for the few of the gate
+                found[count] = gate_rival(rival, tensors).as_row(), made
             return affordable | found[count][0], found[count][1][mode]
 
         found: dict[int, tuple[dict, Calls]] = {}
@@ -150,6 +162,7 @@ class TimedShape:
         try:
             self._release()
         except Exception as error:  # the device is broken
+            self.has_failed = True
             return [row | {"mode": mode} | failure(error) for mode in MODES], {}
         for mode in MODES:
             if time.monotonic() > self.until:
@@ -163,6 +176,7 @@ class TimedShape:
                     self._time(rows[-1], prepared[mode])
             except Exception as error:  # the others go on
                 why = failure(error)
+                self.has_failed |= self.device != "cpu" and why["status"] == "error"
                 if is_optional and why["status"] == "error":
                     why["status"] = "not applicable"
                 rows = [x for x in rows if x["mode"] != mode] + [row | {"mode": mode} | why]

@@ -102,8 +102,12 @@ def in_turns(request: dict) -> dict:
                 rows[mode][name] = row = _attempt(partial(_prepared, timer, name, mode, buffers, cases, known))
                 if row["status"] == "ok":
                     calls[name] = row.pop("call")
-            _add_times(timer, calls, rows[mode], request)
-        return {"rows": rows, "caches": timer.caches, "clocks": timer.take_clocks()}
+            try:
+                _add_times(timer, calls, rows[mode], request)
+            except Exception as error:  # the other mode's rows stay
+                for name in calls:
+                    rows[mode][name] |= failure(error)
+        return {"rows": rows, "caches": timer.caches, "clocks": timer.clocks()}
 
 
 def _prepared(timer, name: str, mode: str, buffers: Buffers, cases: dict[str, Case], known: dict[tuple, tuple]) -> dict:

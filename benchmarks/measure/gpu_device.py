@@ -1,7 +1,10 @@
 """The GPU that a benchmark runs on: what it is, what its clocks are, and how fast it copies. All of it only read."""
 
+import contextlib
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -17,17 +20,28 @@ FIXED_FIELDS = {
 }  # fmt: skip
 
 
-def query(fields: dict[str, str], timeout_s: float = 10.0) -> dict[str, float | str]:
-    """What nvidia-smi says of the current device, under our names; nothing where it cannot say it."""
+def query(
+    fields: dict[str, str], meanwhile: Callable[[], object] | None = None, timeout_s: float = 10.0
+) -> dict[str, float | str]:
+    """What nvidia-smi says of the current device, under our names; nothing where it cannot say it. meanwhile: what the
+    device is kept busy with, called until there is an answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
     command = [program, f"--id={_identity()}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    until = time.monotonic() + timeout_s
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-    except (OSError, subprocess.TimeoutExpired):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            while meanwhile and process.poll() is None and time.monotonic() < until:
+                meanwhile()
+            try:
+                answer, _ = process.communicate(timeout=max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return {}
+    except OSError:
         return {}
-    return parsed(fields, answer.stdout) if answer.returncode == 0 else {}
+    return parsed(fields, answer) if process.returncode == 0 else {}
 
 
 def _identity() -> str:
@@ -37,13 +51,14 @@ def _identity() -> str:
 
 
 def parsed(fields: dict[str, str], line: str) -> dict[str, float | str]:
-    """One line of nvidia-smi's CSV; "[N/A]" and the like are left out."""
+    """One line of nvidia-smi's CSV; "[N/A]" and the like, and whatever else is no number, are left out."""
     found: dict[str, float | str] = {}
     for field, value in zip(fields.values(), line.strip().split(","), strict=False):
         value = value.strip()
-        if not value or value.startswith("["):
-            continue
-        found[field] = value if field == "driver" else float(value)
+        if field == "driver" and value and not value.startswith("["):
+            found[field] = value
+        with contextlib.suppress(ValueError):
+            found.setdefault(field, float(value))
     return found
 
 

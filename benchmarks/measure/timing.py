@@ -7,6 +7,7 @@ them (`block`, seconds each). Everything else, order, budgets and statistics, kn
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 
 import torch
@@ -46,14 +47,14 @@ class HostTimer:
             found.append(self.clock() - start)
         return median(found)
 
-    def take_clocks(self) -> dict[str, float]:
+    def clocks(self) -> dict[str, float]:
         return {}
 
 
 class CudaTimer:
     """A function is captured once as a CUDA graph. Before each replay a buffer of four times the L2 cache is written,
     which takes the device longer than the host needs to enqueue what follows: events around the replay see no gaps.
-    While a block runs, the clocks are read."""
+    The clocks are read behind a block, while launches that are not timed go on."""
 
     caches = "cold"
 
@@ -93,15 +94,20 @@ class CudaTimer:
             launch()
             end.record()
         if time.monotonic() - self._asked > CLOCK_PERIOD_S:
-            self._samples.append(gpu_device.query(gpu_device.CLOCK_FIELDS))
+            self._samples.append(gpu_device.query(gpu_device.CLOCK_FIELDS, partial(_untimed, launch)))
             self._asked = time.monotonic()
         torch.cuda.synchronize()
         return [start.elapsed_time(end) / 1e3 for start, end in events]
 
-    def take_clocks(self) -> dict[str, float]:
-        """Of the blocks since the last call."""
-        samples, self._samples, self._asked = self._samples, [], 0.0
-        return gpu_device.summary_of_clocks(samples)
+    def clocks(self) -> dict[str, float]:
+        """Of the blocks so far."""
+        return gpu_device.summary_of_clocks(self._samples)
+
+
+def _untimed(launch: Callable[[], object]) -> None:
+    for _ in range(TURNS):
+        launch()
+    torch.cuda.synchronize()
 
 
 @contextlib.contextmanager

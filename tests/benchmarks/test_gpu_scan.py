@@ -171,6 +171,25 @@ def test_without_its_kernels_mamba_ssm_says_what_is_missing(tmp_path):
     assert rivals.all_rivals(tmp_path)[0].label == "mamba-ssm 9.8.7's kernels, twice with flips"
 
 
+@pytest.mark.parametrize(("arguments", "parts", "stem"), [
+    (("--parts", "layers", "memory", "--resume"), ["layers", "memory"], "report"),
+    (("--parts", "memory"), ["memory"], "memory"),
+])  # fmt: skip
+def test_parts_of_a_run_at_length(tmp_path, monkeypatch, arguments, parts, stem):
+    seen = []
+    monkeypatch.setattr(benchmark.runner, "run", lambda *run: seen.append(run))
+    assert benchmark.main(["--device", "cpu", "--out", str(tmp_path), *arguments]) == 0
+    ((run, how, name),) = seen
+    assert (list(run), name, how.folder(), how.resume) == (parts, stem, tmp_path, "--resume" in arguments)
+
+
+def test_turning_round_is_its_own_derivative():
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(rival_scans._Turn.apply, (x,))
+    turned = rival_scans._Turn.apply(x)
+    assert torch.equal(turned[..., :-1], x[..., :-1].flip(-1)) and torch.equal(turned[..., -1], x[..., -1])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_line_says_so(tmp_path, capsys):
     assert benchmark.main(["--out", str(tmp_path / "out")]) == 2

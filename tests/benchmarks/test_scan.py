@@ -1,5 +1,6 @@
 """The scan benchmark: what a run measures, writes and says of what it could not measure."""
 
+import contextlib
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks.kernels import rivals, scan, scan_tasks
 from benchmarks.kernels.kind import KIND
-from benchmarks.kernels.scan_case import run_ours
+from benchmarks.kernels.scan_case import our_tensors, run_ours
 from benchmarks.kernels.scan_options import RIVALS, ScanOptions
 from benchmarks.kernels.shapes import SHAPES, Shape, shape_named
 from benchmarks.measure import timing
@@ -109,33 +110,64 @@ def test_a_shape_beyond_the_memory_is_a_row(tmp_path):
     assert any("out of memory" in cell for table in KIND.tables(found) for row in table.rows for cell in row)
 
 
-def test_a_candidate_that_ends_its_process_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
-    ours = {"name": "ours float32 channels-last", "label": "ours", "is_ours": True, "dtype": "float32"}
-    dying = {"name": "pscan", "label": "a scan", "is_ours": False}
-    alive = {"name": "sdpa-8x64", "label": "attention", "is_ours": False, "timed_sequences": 1024}
-    took = {"status": "ok", "detail": "", "seconds": [1.0], "ratio": 1.0}
-    killed = {"status": "out of memory", "detail": "killed by the system (signal 9)"}
-    asked = []
+OURS = {"name": "ours float32 channels-last", "label": "ours", "is_ours": True, "dtype": "float32"}
+DYING = {"name": "pscan", "label": "a scan", "is_ours": False, "timed_sequences": 1024}
+ALIVE = {"name": "sdpa-8x64", "label": "attention", "is_ours": False, "timed_sequences": 1024}
+TOOK = {"status": "ok", "detail": "", "seconds": [1.0], "ratio": 1.0}
+KILLED = {"status": "out of memory", "detail": "killed by the system (signal 9)"}
+BROKE = {"status": "error", "detail": "an illegal memory access"}
 
-    def mortal(request, *timeout):
-        if request["task"] != "scan_shape":
-            return call_child(request)
-        asked.append(request["without"])
-        found = {"threads": [], "keeps_freed_memory": True}
-        if len(asked) == 1:
-            times = [ours | took | {"mode": mode} for mode in scan_tasks.MODES]
-            return found | {"times": times, "unfinished": dying} | killed
-        return found | {"times": [alive | took | {"mode": mode} for mode in scan_tasks.MODES], "caches": "warm"}
 
-    monkeypatch.setattr(scan, "call_child", mortal)
-    options = ScanOptions(shapes=("length-8",), threads=(1,))
-    found = scan.measure(options, lambda *progress: None, Journal(tmp_path / "a.journal", {}, False))
-    assert asked == [[], [ours["name"], "pscan"]]
+def both_modes(about, how):
+    return [about | how | {"mode": mode} for mode in scan_tasks.MODES]
+
+
+@pytest.fixture
+def measured_of(tmp_path, monkeypatch):
+    """The result of one shape, and what was known at each request, of processes that answer as told."""
+
+    def measured(*answers):
+        asked = []
+
+        def child(request, *timeout):
+            if request["task"] != "scan_shape":
+                return call_child(request)
+            asked.append(request["without"])
+            return {"threads": [], "keeps_freed_memory": True} | answers[len(asked) - 1]
+
+        monkeypatch.setattr(scan, "call_child", child)
+        options = ScanOptions(shapes=("length-8",), threads=(1,))
+        found = scan.measure(options, lambda *progress: None, Journal(tmp_path / "a.journal", {}, False))
+        KIND.check(found | {"wall_seconds": 1.0})
+        return found, asked
+
+    return measured
+
+
+def test_a_candidate_that_ends_its_process_is_a_row_and_the_others_go_on(measured_of):
+    found, asked = measured_of(
+        {"times": both_modes(OURS, TOOK), "unfinished": DYING} | KILLED,
+        {"times": both_modes(ALIVE, TOOK), "caches": "warm"},
+    )
+    assert asked == [[], [OURS["name"], "pscan"]]
     assert [(row["name"], row["status"]) for row in found["times"]] == [
-        (ours["name"], "ok"), (ours["name"], "ok"), ("pscan", "out of memory"), ("pscan", "out of memory"),
+        (OURS["name"], "ok"), (OURS["name"], "ok"), ("pscan", "out of memory"), ("pscan", "out of memory"),
         ("sdpa-8x64", "ok"), ("sdpa-8x64", "ok"),
     ]  # fmt: skip
-    KIND.check(found | {"wall_seconds": 1.0})
+
+
+def test_behind_a_candidate_that_broke_the_device_another_process_goes_on(measured_of):
+    clocks = {"sm_mhz_min": 1.0, "sm_mhz_median": 2.0, "sm_mhz_max": 3.0}
+    ended = {"unfinished": None, "status": "error", "detail": "ended without an answer, exit status 1"}
+    found, asked = measured_of(
+        {"times": both_modes(OURS, TOOK) + both_modes(DYING, BROKE), "clocks": clocks} | ended,
+        {"times": both_modes(ALIVE, TOOK), "caches": "cold", "clocks": {}},
+    )
+    assert asked == [[], [OURS["name"], "pscan"]]
+    assert [row["status"] for row in found["times"]] == ["ok", "ok", "error", "error", "ok", "ok"]
+    assert found["clocks"] == [{"shape": "length-8"} | clocks] and found["settings"]["caches"] == "cold"
+    found, asked = measured_of({"times": both_modes(OURS, BROKE)} | ended)
+    assert asked == [[]] and len(found["times"]) == 2, "nothing to compare the others with"
 
 
 def test_what_is_known_is_not_measured_again():
@@ -285,6 +317,30 @@ def test_a_gpu_that_a_candidate_broke_leaves_rows(gpu, monkeypatch):
     shape = timed_shape(device="cuda")
     rows = shape.rival(named("sdpa-equal")) + shape.ours("cuda", "float32", "video")
     assert [row["status"] for row in rows] == ["error"] * 4 and "illegal memory access" in rows[0]["detail"]
+
+
+def test_on_a_gpu_a_process_ends_behind_a_candidate_that_broke(gpu, monkeypatch):
+    require_backend("cpu")
+
+    def broken(tensors):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(timing, "timer_of", lambda device: contextlib.nullcontext(timing.HostTimer()))
+    monkeypatch.setattr(scan_tasks, "our_tensors", lambda shape, dtype, layout, device: our_tensors(shape, dtype, layout))
+    of = {name: named(name) for name in ("pscan", "sdpa-equal")}
+    monkeypatch.setattr(rivals, "all_rivals", lambda mamba: (replace(of["pscan"], run=broken), of["sdpa-equal"]))
+    gpu["bytes"] = 2**40
+    request = timed_shape(device="cuda", ours=[("cpu", "float32", "channels-last")]).request
+    request |= {"rivals": list(of), "without": [], "mamba": None, "keep_freed_memory": False,
+                "memory_limit_bytes": None, "thread_counts": []}  # fmt: skip
+    parts = []
+    with pytest.raises(SystemExit):
+        for part in scan_tasks.shape_rows(request):
+            parts.append(part)
+    assert [part["unfinished"] and part["unfinished"]["name"] for part in parts] == [OURS["name"], "pscan", None]
+    assert [row["status"] for row in parts[-1]["times"]] == ["ok", "ok", "error", "error"]
+    rest = list(scan_tasks.shape_rows(request | {"without": [OURS["name"], "pscan"]}))
+    assert [row["status"] for row in rest[-1]["times"]] == ["ok", "ok"] and "unfinished" not in rest[-1]
 
 
 def test_shapes_that_are_compiled_come_last(tmp_path, monkeypatch):

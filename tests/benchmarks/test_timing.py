@@ -1,6 +1,8 @@
 """Timing, statistics, clocks and floors of the GPU benchmark, with clocks and devices that are made up."""
 
 import contextlib
+import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +35,7 @@ def test_the_host_timer_gives_the_time_of_every_call():
     assert clock.now == 0.25, "it runs once before it is timed"
     assert timer.block(launch, 3) == [0.25] * 3
     assert timer.turns(7) == 7
-    assert timer.take_clocks() == {}
+    assert timer.clocks() == {}
 
 
 def test_on_the_host_a_short_call_is_repeated_until_the_caches_are_its_own():
@@ -128,7 +130,13 @@ def device(monkeypatch):
     sizes = []
     fake = SimpleNamespace(cuda=cuda, uint8="uint8", empty=lambda size, **_: sizes.append(size) or Buffer())
     monkeypatch.setattr(timing, "torch", fake)
-    monkeypatch.setattr(gpu_device, "query", lambda fields: log.append("clocks") or {"sm_mhz": 1700.0})
+
+    def query(fields, meanwhile):
+        log.append("clocks")
+        meanwhile()
+        return {"sm_mhz": 1700.0}
+
+    monkeypatch.setattr(gpu_device, "query", query)
     return SimpleNamespace(log=log, sizes=sizes, cuda=cuda)
 
 
@@ -142,9 +150,9 @@ def test_a_launch_on_a_gpu_is_a_replay_with_cold_caches_between_events(device):
     device.log.clear()
     assert timer.block(launch, 2) == pytest.approx([0.002, 0.003])  # not the hundred of the flush before it
     each = ["flush", "event", "replay", "event"]
-    assert device.log == [*each, *each, "clocks", "wait"], "the clocks are read while the device is at work"
-    assert timer.take_clocks() == {"sm_mhz_min": 1700.0, "sm_mhz_median": 1700.0, "sm_mhz_max": 1700.0}
-    assert timer.take_clocks() == {}
+    busy = ["replay"] * timing.TURNS
+    assert device.log == [*each, *each, "clocks", *busy, "wait", "wait"], "the device is at work while they are read"
+    assert timer.clocks() == {"sm_mhz_min": 1700.0, "sm_mhz_median": 1700.0, "sm_mhz_max": 1700.0}
 
 
 def test_a_graph_cannot_be_captured_on_the_default_stream(device):
@@ -161,7 +169,34 @@ def test_what_nvidia_smi_says():
         "sm_mhz": 1980.0, "temperature_c": 45.0,
     }  # fmt: skip
     assert gpu_device.parsed(gpu_device.FIXED_FIELDS, "580.159.04, 1980, 3201, 700.00")["driver"] == "580.159.04"
+    assert gpu_device.parsed(gpu_device.CLOCK_FIELDS, "N/A, 3201") == {"memory_mhz": 3201.0}
     assert gpu_device.parsed(gpu_device.CLOCK_FIELDS, "") == {}
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("sleep 0.2; echo 1980, 3201, 512.34, 45", {"sm_mhz": 1980.0, "temperature_c": 45.0}),
+        ("echo 1980, 3201, 512.34, 45; exit 9", {}),
+        ("exec sleep 60", {}),
+    ],
+)
+def test_nvidia_smi_is_asked_while_the_device_is_kept_busy(tmp_path, monkeypatch, script, found):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(gpu_device, "_identity", lambda: "GPU-0")
+    calls = []
+
+    def meanwhile():
+        calls.append(1)
+        time.sleep(0.01)
+
+    fields = {"clocks.sm": "sm_mhz", "a": "b", "c": "d", "temperature.gpu": "temperature_c"}
+    answer = gpu_device.query(fields, meanwhile, timeout_s=2.0)
+    assert {name: answer[name] for name in found} == found and bool(answer) == bool(found)
+    assert "sleep" not in script or len(calls) > 5
 
 
 def test_clocks_are_summed_up_where_they_were_read():

@@ -2,8 +2,10 @@
 
 --out FOLDER      for the results
 --mamba FOLDER    mamba-ssm's compiled kernels
---seconds N       the scan alone, at the shape that the kernels are tuned for, which ends by then; without, everything
+--seconds N       the scan alone, at the shapes that the kernels are tuned for, which ends by then; without, everything
                   at length
+--parts NAME ...  of that: scan, layers, memory
+--resume          go on where a run into the same folder was stopped
 --device cpu      the same way without a GPU
 """
 
@@ -24,28 +26,33 @@ from ssmvdm.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if every scan of ours passed its gate and was measured."""
+    """0 if every scan of ours, where the scan takes part, passed its gate and was measured."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--mamba", type=Path)
     parser.add_argument("--seconds", type=float)
+    parser.add_argument("--parts", nargs="+", choices=list(runner.MEASURING), default=list(runner.MEASURING))
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args(arguments)
+    parts: dict[str, RunOptions]
     if given.seconds is not None:
-        scan = replace(ScanOptions.quick(given.device), mamba=given.mamba, out=given.out, time_limit=given.seconds)
-        parts: dict[str, RunOptions] = {"scan": scan}
+        parts = {"scan": replace(ScanOptions.quick(given.device), mamba=given.mamba, time_limit=given.seconds)}
     else:
-        scan = replace(ScanOptions.full(given.device), mamba=given.mamba, out=given.out)
-        others = {"layers": LayerOptions.full(given.device), "memory": MemoryOptions.full(given.device)}
-        parts = {"scan": scan, **others}
+        parts = {"scan": replace(ScanOptions.full(given.device), mamba=given.mamba),
+                 "layers": LayerOptions.full(given.device), "memory": MemoryOptions.full(given.device)}  # fmt: skip
+        parts = {name: options for name, options in parts.items() if name in given.parts}
+    how = RunOptions(device=given.device, out=given.out, resume=given.resume)
     try:
         for options in parts.values():
             options.check()
-        runner.run(parts, scan, "scan" if len(parts) == 1 else "report")
+        runner.run(parts, how, "report" if len(parts) > 1 else next(iter(parts)))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    rows = json.loads((scan.folder() / "scan.json").read_text())["times"]
+    if "scan" not in parts:
+        return 0
+    rows = json.loads((how.folder() / "scan.json").read_text())["times"]
     ours = [row["status"] for row in rows if row["is_ours"]]
     return 0 if ours and set(ours) == {"ok"} else 1
 

@@ -168,6 +168,12 @@ def test_check_without_kernels_fails_and_says_why(without_kernels):
     assert "Nothing was checked" in result.stdout
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton would compile for minutes")
+def test_check_of_a_backend_that_does_not_run_here():
+    result = run_python("-m", "ssmvdm_kernels.check", "--backend", "triton")
+    assert (result.returncode, result.stdout) == (1, "Nothing was checked: no compiled backend runs here.\n")
+
+
 DAMAGED = {
     "scan": ("y", "last_state", "du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dinitial_state"),
     "s4d": ("y", "du", "ddecay", "dweight", "dD", "dz"),
