@@ -24,8 +24,7 @@ def run(parts: dict[str, RunOptions], how: RunOptions, stem: str) -> Path:
     """Measure the parts, by the names of their kinds, with their own options; where results go and what is done with
     them is said by `how`, and <stem> names journal and page. Returns the path of the page."""
     old = compare.earlier(how.compare, list(parts)) if how.compare else {}
-    for name in parts:
-        kind_named(name)  # what is missing to show results is missed before they are measured
+    importlib.import_module("benchmarks.report.pictures")  # what it lacks is missed before anything is measured
     folder = prepare_folder(how.folder())
     journal = Journal(folder / f"{stem}.journal", stamp(), how.resume)
     results = []

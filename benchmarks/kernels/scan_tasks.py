@@ -26,6 +26,7 @@ from benchmarks.shapes import GIB
 CPU_RIVAL_BYTES = 6 * GIB
 GPU_MEMORY_SHARE = 0.6  # of the free memory for one rival
 PROBE_SEQUENCES = (8, 32)
+WHOLE_CALL = 2.0  # budgets: fewer sequences fit caches that all of them do not
 LEAST_TURNS = 3  # that a slow candidate has on a CPU, where a turn is one launch
 
 Calls = dict[str, Callable[[], object]]  # by mode
@@ -33,8 +34,8 @@ Calls = dict[str, Callable[[], object]]  # by mode
 
 def shape_rows(request: dict) -> Iterator[dict]:
     """{"times": rows, "threads": rows, "keeps_freed_memory", "caches", "clocks"} of one shape, in parts: a candidate
-    each, of which "unfinished" says what all rows say. On a GPU the process ends behind a candidate that broke, which may
-    have left device or allocator unusable for those after it; "unfinished" is None then.
+    each, of which "unfinished" says what all rows say. On a GPU the process ends behind a candidate that broke, which
+    may have left device or allocator unusable for those after it; "unfinished" is None then.
 
     request: {"device", "shape", "ours": [(backend, dtype, layout)], "rivals", "without": names that are known already,
     "mamba", "compiled_length", "threads", "thread_counts", "launches", "budget_seconds", "keep_freed_memory",
@@ -225,7 +226,8 @@ def _pinned(threads: int, call: Callable[[], object]) -> object:
 
 
 def _by_time(rival: rivals.Rival, shape: Shape, mode: str, budget: float, by_memory: int) -> dict:
-    """As `TimedShape._affordable`: as many sequences as three rounds and a warm-up have time for."""
+    """As `TimedShape._affordable`: all, if a call on them takes no more than WHOLE_CALL budgets, else as many sequences
+    as three rounds and a warm-up have time for."""
     few, more = (min(count, shape.sequences) for count in PROBE_SEQUENCES)
     seconds = {}
     for count in (few, more):
@@ -236,5 +238,6 @@ def _by_time(rival: rivals.Rival, shape: Shape, mode: str, budget: float, by_mem
         return {"timed_sequences": shape.sequences, "fixed_seconds": 0.0}
     each = max((seconds[more] - seconds[few]) / (more - few), 1e-9)
     fixed = max(seconds[few] - few * each, 0.0)
-    by_time = shape.sequences if fixed + each * shape.sequences <= budget else int((budget / 4 - fixed) / each)
+    whole = fixed + each * shape.sequences
+    by_time = shape.sequences if whole <= WHOLE_CALL * budget else int((budget / 4 - fixed) / each)
     return {"timed_sequences": min(shape.sequences, max(more, min(by_time, by_memory))), "fixed_seconds": fixed}

@@ -46,7 +46,7 @@ def phases(out: Path, archive: Path | None) -> list[Phase]:
         ((build_stage(capability, no_device),), (rival_stage(archive, mamba, no_device),)),
         (
             (
-                Stage("check", python("-m", "ssmvdm_kernels.check", "--backend", "cpu", "cuda"), 45, obstacle=no_device),
+                check_stage(no_device),
                 *(kernel_tests(backend, no_device) for backend in ("cuda", "triton")),
             ),
             (
@@ -77,6 +77,11 @@ def rival_stage(archive: Path | None, folder: Path, obstacle: str | None) -> Sta
 def path_with_ninja() -> str:
     """pip puts it beside the interpreter."""
     return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+
+
+def check_stage(obstacle: str | None) -> Stage:
+    """Of what is compiled beforehand: Triton would compile for minutes, and its cases have a stage."""
+    return Stage("check", python("-m", "ssmvdm_kernels.check", "--backend", "cpu", "cuda"), 45, obstacle=obstacle)
 
 
 def pytest_stage(name: str, limit_s: float, obstacle: str | None, *arguments: str, **environment: str) -> Stage:
