@@ -26,6 +26,7 @@ from benchmarks.shapes import GIB
 CPU_RIVAL_BYTES = 6 * GIB
 GPU_MEMORY_SHARE = 0.6  # of the free memory for one rival
 PROBE_SEQUENCES = (8, 32)
+MOST_FOR_HALF = 256  # sequences, however small their part of a call is
 WHOLE_CALL = 2.0  # budgets: fewer sequences fit caches that all of them do not
 LEAST_TURNS = 3  # that a slow candidate has on a CPU, where a turn is one launch
 
@@ -227,17 +228,18 @@ def _pinned(threads: int, call: Callable[[], object]) -> object:
 
 def _by_time(rival: rivals.Rival, shape: Shape, mode: str, budget: float, by_memory: int) -> dict:
     """As `TimedShape._affordable`: all, if a call on them takes no more than WHOLE_CALL budgets, else as many sequences
-    as three rounds and a warm-up have time for."""
+    as three rounds and a warm-up have time for, or as make up half of a call, so that their part can be told."""
     few, more = (min(count, shape.sequences) for count in PROBE_SEQUENCES)
     seconds = {}
     for count in (few, more):
         call = calls(rival.run, rivals.leaves(rival, replace(shape, sequences=count)))[mode]
         call()
-        seconds[count] = min(timing.once(call) for _ in range(2))
+        seconds[count] = min(timing.once(call) for _ in range(3))
     if few == more:
         return {"timed_sequences": shape.sequences, "fixed_seconds": 0.0}
     each = max((seconds[more] - seconds[few]) / (more - few), 1e-9)
     fixed = max(seconds[few] - few * each, 0.0)
     whole = fixed + each * shape.sequences
-    by_time = shape.sequences if whole <= WHOLE_CALL * budget else int((budget / 4 - fixed) / each)
+    part = max((budget / 4 - fixed) / each, min(fixed / each, MOST_FOR_HALF))
+    by_time = shape.sequences if whole <= WHOLE_CALL * budget else int(part)
     return {"timed_sequences": min(shape.sequences, max(more, min(by_time, by_memory))), "fixed_seconds": fixed}

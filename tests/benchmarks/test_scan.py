@@ -282,7 +282,9 @@ def test_a_rival_runs_on_what_the_budget_allows(monkeypatch):
 
     assert affordable(fixed=0.5, each=2**-10, budget=0.75) == (1000, 0.5)
     assert affordable(fixed=0.5, each=2**-7, budget=4.0) == (64, 0.5)
-    assert affordable(fixed=0.5, each=2**-7, budget=1.0) == (32, 0.5)
+    assert affordable(fixed=0.5, each=2**-7, budget=1.0) == (64, 0.5), "half of a call"
+    assert affordable(fixed=0.5, each=2**-10, budget=0.5) == (256, 0.5)
+    assert affordable(fixed=0.0, each=2**-7, budget=0.5) == (32, 0.0)
 
 
 @pytest.fixture
