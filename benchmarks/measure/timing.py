@@ -17,6 +17,8 @@ from benchmarks.measure import gpu_device
 WARM_UPS = 3
 SETTLED_S = 0.015  # for which a call is repeated on a CPU, whose caches hold another candidate's data when it begins
 TURNS = 10  # on a GPU, where a launch is too short to change candidates after each
+DISTURBED = 1.2  # a median over the least, from which a candidate has more turns than its budget allows,
+AT_MOST = 3  # times the least number of turns
 CLOCK_PERIOD_S = 1.0  # asking for the clocks costs some 50 ms of the host
 
 
@@ -133,8 +135,9 @@ def in_turns(
     """Seconds of every launch, by candidate and turn. candidates: prepared functions.
 
     In each of the timer's turns every candidate is launched launches / turns times, rounded up. One that has used up
-    its budget sits out the rest, but not before it has had `least_turns`; what a block costs is known from one launch
-    before, so that even a slow candidate's first turn keeps to the budget.
+    its budget sits out the rest, but not before it has had `least_turns`, and where most of its turns were disturbed up
+    to AT_MOST times as many; what a block costs is known from one launch before, so that even a slow candidate's first
+    turn keeps to the budget.
     """
     samples: dict = {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
@@ -144,11 +147,17 @@ def in_turns(
         length[name] = max(1, min(-(-launches // turns), int(budget_s / max(seconds, 1e-9))))
     for turn in range(turns):
         for name, launch in candidates.items():
-            if turn < least_turns or spent[name] < budget_s:
+            extra = turn < AT_MOST * least_turns and _is_disturbed(samples[name])
+            if turn < least_turns or spent[name] < budget_s or extra:
                 block = timer.block(launch, length[name])
                 samples[name].append(block)
                 spent[name] += sum(block)
     return samples
+
+
+def _is_disturbed(blocks: list[list[float]]) -> bool:
+    medians = [median(block) for block in blocks]
+    return bool(medians) and median(medians) > DISTURBED * min(medians)
 
 
 def ratio(theirs: list[list[float]], ours: list[list[float]]) -> float:

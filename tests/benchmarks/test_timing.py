@@ -82,6 +82,21 @@ def test_a_candidate_beyond_its_budget_has_the_least_number_of_turns():
     assert samples == {"slow": [[9.0]] * 3}
 
 
+@pytest.mark.parametrize(("times", "turns"), [
+    ([9.0, 9.0, 8.0, 8.0], 3), ([9.0, 2.0, 2.0, 2.0], 3), ([9.0, 9.0, 2.0, 2.0, 2.0, 2.0], 5),
+    ([2.0 ** (9 - i) for i in range(10)], 9),
+])  # fmt: skip
+def test_a_candidate_whose_turns_were_disturbed_has_more_of_them(times, turns):
+    clock = FakeClock()
+    left = iter([1.0, *times])  # the first tells what a launch costs
+
+    def launch():
+        clock.now += next(left)
+
+    samples = timing.in_turns(timing.HostTimer(clock), {"slow": launch}, 15, 0.5, least_turns=3)
+    assert samples["slow"] == [[time] for time in times[:turns]]
+
+
 def test_a_ratio_is_of_the_turns_that_both_took_part_in():
     # The third turn was disturbed for both; a candidate that sat out has fewer turns.
     assert timing.ratio([[2.0, 2.0], [2.0], [20.0]], [[1.0], [1.0], [9.0], [1.0]]) == 2.0
