@@ -38,7 +38,7 @@ struct ScanPlan : Plan {
   const ScanArgs& args;
   const SequenceView* views[kSlots];
   bool same_u;
-  int64_t states, padded;  // padded to whole groups of kStates; the padding has A = B = C = 0
+  int64_t states, padded;  // padded to whole groups of kStates, one at least; the padding has A = B = C = 0
   bool per_row[kMaxDirections];
   int64_t at_once[kMaxDirections];  // blocks that share B and C
   Memory parameters;
@@ -49,7 +49,7 @@ struct ScanPlan : Plan {
       : Plan(a.batch, a.channels, a.length, a.lanes, a.groups, a.dir[0].u),
         args(a),
         states(a.states),
-        padded((a.states + kStates - 1) / kStates * kStates),
+        padded(a.states > 0 ? (a.states + kStates - 1) / kStates * kStates : kStates),
         parameters(parameter_bytes(), false) {
     Arena arena(parameters.base);
     take_parameters(arena);
