@@ -55,10 +55,10 @@ def parsed(fields: dict[str, str], line: str) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
     for field, value in zip(fields.values(), line.strip().split(","), strict=False):
         value = value.strip()
-        if field == "driver" and value and not value.startswith("["):
-            found[field] = value
+        if not value or value.startswith("["):
+            continue
         with contextlib.suppress(ValueError):
-            found.setdefault(field, float(value))
+            found[field] = value if field == "driver" else float(value)
     return found
 
 
