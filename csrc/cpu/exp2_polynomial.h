@@ -22,6 +22,13 @@ INLINE Vec exp2_at(Vec magic_position, Vec rest, const Exp2Table&) {
   return scale_by_magic(exp2_rest(rest), magic_position);
 }
 
+// 2^(x y) for |x y| < 126. The product is never rounded where the machine has a fused multiply-add.
+INLINE Vec exp2_near(Vec x, Vec y, const Exp2Table& table) {
+  const Vec magic(kExp2Magic);
+  const Vec k = fma(x, y, magic);
+  return exp2_at(k, fma(x, y, magic - k), table);
+}
+
 INLINE Vec scale_in_two_steps(Vec p, Vec n) {  // p * 2^n for integral |n| <= 252: under- and overflow as IEEE 754 says
   const Vec half = round(n * Vec(0.5f));
   return p * power_of_two(half) * power_of_two(n - half);

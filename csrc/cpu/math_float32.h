@@ -2,13 +2,6 @@
 // accuracy comes first. max and min return their second argument when either is NaN, so that a NaN passes through
 // max(constant, x). Included inside an ISA namespace, after one of exp2_*.h.
 
-// 2^(x y) for |x y| < 126. The product is never rounded where the machine has a fused multiply-add.
-INLINE Vec exp2_near(Vec x, Vec y, const Exp2Table& table) {
-  const Vec magic(kExp2Magic);
-  const Vec k = fma(x, y, magic);
-  return exp2_at(k, fma(x, y, magic - k), table);
-}
-
 INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7; zero where the result would be subnormal
   const Vec magic(kExp2Magic), bounded = max(Vec(-87.3f), x), k = fma(bounded, Vec(1.44269504f), magic), n = k - magic;
   const Vec r =

@@ -4,9 +4,12 @@
 //     q_{t-1} = a_t dh_t,      d(delta A)_t = q_{t-1} h_{t-1}.
 // Included inside an ISA namespace.
 
+constexpr int64_t kNearBytes = 24 << 10;  // of scratch memory that stay in the first cache beside the tiles
+
 struct BackwardWalk : ForwardWalk {
   const Scalar* dy;       // [blocks][length][W]
-  Scalar *decay, *state;  // [length][blocks][kStates][W] in walking order; state[-1] is the initial state
+  Scalar *decay, *state;  // [blocks][kStates][W] of the first step; the initial state lies one step before
+  int64_t scratch_step;   // to the next step, of either sign
   Scalar *dC, *dB;        // sums over channels, per time step
   int64_t dC_step, dB_step;
   Scalar *d_delta_A, *d_delta_u;  // [blocks][length][W], added to; the first is <q h, A log2 e>
@@ -25,7 +28,7 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
   for (int n = 0; n < kStates; ++n) {
     A[k][n] = Vec::load(w.A + k * block_states + n * W);
     h[k][n] = Vec::load(w.h + k * block_states + n * W);
-    h[k][n].store(w.state + (k * kStates + n) * W - K * kStates * W);
+    h[k][n].store(w.state + (k * kStates + n) * W - w.scratch_step);
   }
   const int64_t first = w.reverse ? w.length - 1 : 0, direction = w.reverse ? -1 : 1;
   const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W, *dy = w.dy + first * W;
@@ -63,7 +66,7 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
     for (int k = 0; k < K; ++k) sum[k].store(y + k * block);
     delta += direction * W, delta_u += direction * W, dy += direction * W, y += direction * W;
     B += direction * w.B_step, C += direction * w.C_step, dC += direction * w.dC_step;
-    decay += K * kStates * W, state += K * kStates * W;
+    decay += w.scratch_step, state += w.scratch_step;
   }
 }
 
@@ -81,8 +84,8 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W, *dy = w.dy + first * W;
   const Scalar *B = w.B + first * w.B_step, *C = w.C + first * w.C_step;
   Scalar *dB = w.dB + first * w.dB_step, *d_delta_A = w.d_delta_A + first * W, *d_delta_u = w.d_delta_u + first * W;
-  const Scalar* decay = w.decay + (w.length - 1) * K * kStates * W;
-  const Scalar* previous = w.state + (w.length - 2) * K * kStates * W;
+  const Scalar* decay = w.decay + (w.length - 1) * w.scratch_step;
+  const Scalar* previous = w.state + (w.length - 2) * w.scratch_step;
   Stream ahead = w.ahead_of_adjoint;
   for (int64_t t = 0; t < w.length; ++t) {
     ahead.advance();
@@ -118,7 +121,7 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
     delta += direction * W, delta_u += direction * W, dy += direction * W;
     d_delta_A += direction * W, d_delta_u += direction * W;
     B += direction * w.B_step, C += direction * w.C_step, dB += direction * w.dB_step;
-    decay -= K * kStates * W, previous -= K * kStates * W;
+    decay -= w.scratch_step, previous -= w.scratch_step;
   }
   UNROLL
   for (int k = 0; k < K; ++k) UNROLL
@@ -167,7 +170,7 @@ struct BackwardTask {
       *t = tiles.take(tile);
     for (Scalar** t : {&h, &q, &dA}) *t = tiles.take(states);
     decay = tiles.take(L * walked);
-    state = tiles.take((L + 1) * walked) + walked;
+    state = tiles.take((L + 1) * walked);
   }
 
   void begin(int64_t unit, int64_t next_unit) {
@@ -211,7 +214,9 @@ struct BackwardTask {
 
  private:
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
-    const int64_t at = k * L * W;
+    const int64_t at = k * L * W, step = count * kStates * W;
+    // The adjoint turns back. Beyond the first cache, steps are written downwards: reading upwards is fetched ahead best.
+    const bool down = !plan.per_row[d] && 2 * L * step * int64_t(sizeof(Scalar)) > kNearBytes;
     for (int64_t n = 0; n < plan.padded; n += kStates) {
       BackwardWalk w;
       w.delta = delta + at, w.delta_u = delta_u + at, w.y = y[d] + at, w.dy = dy + at;
@@ -220,7 +225,9 @@ struct BackwardTask {
       w.B_step = state_tile.step_of(plan, d, 0), w.C_step = state_tile.step_of(plan, d, 1);
       w.h = h + (k * plan.padded + n) * W, w.q = q + (k * plan.padded + n) * W, w.dA = dA + (k * plan.padded + n) * W;
       w.length = L, w.padded = plan.padded, w.states = plan.states - n, w.reverse = args.dir[d].reverse;
-      w.decay = decay, w.state = state, w.is_first = n == 0;
+      w.scratch_step = down ? -step : step;
+      w.decay = decay + (down ? (L - 1) * step : 0), w.state = state + (down ? (L - 1) * step : step);
+      w.is_first = n == 0;
       w.d_delta_A = d_delta_A + at, w.d_delta_u = d_delta_u + at;
       channel_sums.place(d, n, &w);
       w.ahead = inputs.take(), w.ahead_of_adjoint = inputs.take();
