@@ -13,7 +13,7 @@ struct BackwardWalk : ForwardWalk {
   Scalar *dC, *dB;        // sums over channels, per time step
   int64_t dC_step, dB_step;
   Scalar *d_delta_A, *d_delta_u;  // [blocks][length][W], added to; the first is <q h, A log2 e>
-  Scalar *dA, *q;                 // [blocks][padded][W]; q from last to initial state
+  Scalar *dA, *q;                 // [blocks][padded][W]; q from last to initial state, null as h may be
   Stream ahead_of_adjoint;
   bool is_first;  // of its direction: what is added to is zero, whatever the tiles hold
 };
@@ -27,7 +27,7 @@ NOINLINE static void walk_recompute(const BackwardWalk& w) {
   for (int k = 0; k < K; ++k) UNROLL
   for (int n = 0; n < kStates; ++n) {
     A[k][n] = Vec::load(w.A + k * block_states + n * W);
-    h[k][n] = Vec::load(w.h + k * block_states + n * W);
+    h[k][n] = w.h ? Vec::load(w.h + k * block_states + n * W) : Vec(Scalar(0));
     h[k][n].store(w.state + (k * kStates + n) * W - w.scratch_step);
   }
   const int64_t first = w.reverse ? w.length - 1 : 0, direction = w.reverse ? -1 : 1;
@@ -77,7 +77,7 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   UNROLL
   for (int k = 0; k < K; ++k) UNROLL
   for (int n = 0; n < kStates; ++n) {
-    q[k][n] = Vec::load(w.q + k * block_states + n * W);
+    q[k][n] = w.q ? Vec::load(w.q + k * block_states + n * W) : Vec(Scalar(0));
     dA[k][n] = Vec(Scalar(0));
   }
   const int64_t first = w.reverse ? 0 : w.length - 1, direction = w.reverse ? 1 : -1;  // against the scan
@@ -126,7 +126,7 @@ NOINLINE static void walk_adjoint(const BackwardWalk& w) {
   UNROLL
   for (int k = 0; k < K; ++k) UNROLL
   for (int n = 0; n < kStates; ++n) {
-    q[k][n].store(w.q + k * block_states + n * W);
+    if (w.q) q[k][n].store(w.q + k * block_states + n * W);
     dA[k][n].store(w.dA + k * block_states + n * W);
   }
 }
@@ -168,7 +168,9 @@ struct BackwardTask {
     const int64_t tile = 2 * L * W, states = 2 * p.padded * W, walked = 2 * kStates * W;
     for (Scalar** t : {&delta, &delta_u, &slope, &dy, &gate, &d_delta_A, &d_delta_u, &du, &ddelta, &dz, &y[0], &y[1]})
       *t = tiles.take(tile);
-    for (Scalar** t : {&h, &q, &dA}) *t = tiles.take(states);
+    h = args.initial_state ? tiles.take(states) : nullptr;
+    q = args.dlast_state || args.dinitial_state ? tiles.take(states) : nullptr;
+    dA = tiles.take(states);
     decay = tiles.take(L * walked);
     state = tiles.take((L + 1) * walked);
   }
@@ -198,8 +200,8 @@ struct BackwardTask {
           split_gradient(args, inputs.get(kY + d, block + k, dy + k * L * W),
                          inputs.get(kZ, block + k, gate + k * L * W), dy + k * L * W, gate + k * L * W);
         any = prepare(d, block + k, k * L * W) || any;
-        load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
-        load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
+        if (h) load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
+        if (q) load_state(plan, args.dlast_state, unit, block + k, q + k * plan.padded * W);
       }
       const int64_t at_once = count == 1 ? 1 : plan.at_once[d];
       for (int64_t k = 0; k < count; k += at_once) walk(d, block + k, k, at_once, any);
@@ -223,7 +225,8 @@ struct BackwardTask {
       w.A = plan.A[d] + (block * plan.padded + n) * W;
       w.B = state_tile.at(plan, d, 0, block, n), w.C = state_tile.at(plan, d, 1, block, n);
       w.B_step = state_tile.step_of(plan, d, 0), w.C_step = state_tile.step_of(plan, d, 1);
-      w.h = h + (k * plan.padded + n) * W, w.q = q + (k * plan.padded + n) * W, w.dA = dA + (k * plan.padded + n) * W;
+      const int64_t of_states = (k * plan.padded + n) * W;
+      w.h = h ? h + of_states : nullptr, w.q = q ? q + of_states : nullptr, w.dA = dA + of_states;
       w.length = L, w.padded = plan.padded, w.states = plan.states - n, w.reverse = args.dir[d].reverse;
       w.scratch_step = down ? -step : step;
       w.decay = decay + (down ? (L - 1) * step : 0), w.state = state + (down ? (L - 1) * step : step);

@@ -6,7 +6,7 @@ struct ForwardWalk {              // `blocks` blocks and kStates states through 
   const Scalar* A;                // [blocks][padded][W], times log2 e
   const Scalar *B, *C;
   int64_t B_step, C_step;
-  Scalar* h;  // [blocks][padded][W], first to last state
+  Scalar* h;  // [blocks][padded][W], first to last state; null where it begins at zero and nobody asks for the last
   int64_t length, padded;
   int64_t states;  // those of kStates that are not padding, which inf * 0 must not wake
   bool reverse;
@@ -22,7 +22,7 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
   for (int k = 0; k < K; ++k) UNROLL
   for (int n = 0; n < kStates; ++n) {
     A[k][n] = Vec::load(w.A + k * block_states + n * W);
-    h[k][n] = Vec::load(w.h + k * block_states + n * W);
+    h[k][n] = w.h ? Vec::load(w.h + k * block_states + n * W) : Vec(Scalar(0));
   }
   const int64_t first = w.reverse ? w.length - 1 : 0, direction = w.reverse ? -1 : 1;
   const Scalar *delta = w.delta + first * W, *delta_u = w.delta_u + first * W;
@@ -54,6 +54,7 @@ NOINLINE static void walk_forward(const ForwardWalk& w) {
     delta += direction * W, delta_u += direction * W, y += direction * W;
     B += direction * w.B_step, C += direction * w.C_step;
   }
+  if (!w.h) return;
   UNROLL
   for (int k = 0; k < K; ++k) UNROLL
   for (int n = 0; n < kStates; ++n) h[k][n].store(w.h + k * block_states + n * W);
@@ -83,7 +84,7 @@ struct ForwardTask {
         delta(tiles.take(2 * L * W)),
         delta_u(tiles.take(2 * L * W)),
         y{tiles.take(2 * L * W), tiles.take(2 * L * W)},
-        h(tiles.take(2 * p.padded * W)),
+        h(p.args.initial_state || p.args.last_state ? tiles.take(2 * p.padded * W) : nullptr),
         state_tile(own, p),
         inputs(tiles, own, p, false) {}
 
@@ -100,7 +101,7 @@ struct ForwardTask {
       bool any = false;
       for (int64_t k = 0; k < count; ++k) {
         any = prepare(d, block + k, delta + k * L * W, delta_u + k * L * W, y[d] + k * L * W) || any;
-        load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
+        if (h) load_state(plan, args.initial_state, unit, block + k, h + k * plan.padded * W);
       }
       const int64_t at_once = count == 1 ? 1 : plan.at_once[d];
       for (int64_t k = 0; k < count; k += at_once) walk(d, block + k, k, at_once, any);
@@ -126,7 +127,7 @@ struct ForwardTask {
                           state_tile.at(plan, d, 1, block, n),
                           state_tile.step_of(plan, d, 0),
                           state_tile.step_of(plan, d, 1),
-                          h + (k * plan.padded + n) * W,
+                          h ? h + (k * plan.padded + n) * W : nullptr,
                           L,
                           plan.padded,
                           plan.states - n,
