@@ -1,5 +1,5 @@
-// Sigmoid and softplus from e^-|x|, which neither overflows nor loses the digits of a small result. Included inside an ISA
-// namespace.
+// Sigmoid and softplus from e^-|x|, which neither overflows nor loses the digits of a small result. Included inside an
+// ISA namespace.
 
 INLINE Vec exp_minus_abs(Vec x) { return exp_negative(Vec(Vec::Scalar(0)) - abs(x)); }
 INLINE Vec sigmoid_from(Vec x, Vec e) {

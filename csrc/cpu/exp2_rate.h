@@ -1,5 +1,5 @@
-// The recurrence's own exponential with as little around it as a loop needs: the rate that bounds the forward scan. Returns
-// lanes done. Included inside an ISA namespace.
+// The recurrence's own exponential with as little around it as a loop needs: the rate that bounds the forward scan.
+// Returns lanes done. Included inside an ISA namespace.
 
 NOINLINE static double exp2_rate(int64_t vectors) {
   const Exp2Table table;

@@ -22,8 +22,8 @@ INLINE Vec exp2_at(Vec magic_position, Vec rest, const Exp2Table& table) {
   return fma(scale * rest, p, scale);
 }
 
-// 2^(x y) for |x y| < 126. With a rounded product the rest is one operation beside the multipliers, which are what the
-// scan waits for; both ends round as the processor is set (the 4).
+// 2^(x y) for |x y| < 126. The product is rounded: its rest beyond the nearest 16th (0x44, in the rounding mode of the
+// sum) is then an operation that leaves the multipliers free, for which the scan waits.
 INLINE Vec exp2_near(Vec x, Vec y, const Exp2Table& table) {
   const Vec product = x * y;
   return exp2_at(product + Vec(kExp2Magic), _mm512_reduce_ps(product.v, 0x44), table);

@@ -1,6 +1,6 @@
-// The exponential of the recurrence, and functions evaluated once per element rather than once per state: there
-// accuracy comes first. max and min return their second argument when either is NaN, so that a NaN passes through
-// max(constant, x). Included inside an ISA namespace, after one of exp2_*.h.
+// Functions evaluated once per element rather than once per state: accuracy comes first. max and min return their
+// second argument when either is NaN, so that a NaN passes through max(constant, x). Included inside an ISA namespace,
+// after one of exp2_*.h, the exponential of the recurrence.
 
 INLINE Vec exp_negative(Vec x) {  // e^x for x <= 0; relative error 1e-7; zero where the result would be subnormal
   const Vec magic(kExp2Magic), bounded = max(Vec(-87.3f), x), k = fma(bounded, Vec(1.44269504f), magic), n = k - magic;

@@ -217,7 +217,8 @@ struct BackwardTask {
  private:
   void walk(int d, int64_t block, int64_t k, int64_t count, bool any) {
     const int64_t at = k * L * W, step = count * kStates * W;
-    // The adjoint turns back. Beyond the first cache, steps are written downwards: reading upwards is fetched ahead best.
+    // The adjoint turns back: where steps have left the first cache they lie downwards, since reading upwards is what
+    // a processor fetches ahead best.
     const bool down = !plan.per_row[d] && 2 * L * step * int64_t(sizeof(Scalar)) > kNearBytes;
     for (int64_t n = 0; n < plan.padded; n += kStates) {
       BackwardWalk w;

@@ -177,8 +177,8 @@ struct StateTile {
   }
 };
 
-// x = raw + bias and e = e^-|x|, from which softplus follows in a pass of its own: as one pass, the dependent operations of
-// an element would reach further than a processor looks ahead. x may be where raw is.
+// x = raw + bias and e = e^-|x|, from which softplus follows in a pass of its own: as one pass, the dependent operations
+// of an element would reach further than a processor looks ahead. x may be where raw is.
 INLINE void begin_softplus(const Window& raw, Vec bias, int64_t length, Scalar* x, Scalar* e) {
   for (int64_t t = 0; t < length; ++t) {
     const Vec biased = raw.get(t) + bias;
