@@ -152,13 +152,13 @@ static void conv_backward(const ConvBackwardArgs& a, ParallelFor run) {
                                                                         mine + 2 * weights + biases};
     for (int64_t b = first; b < last; ++b) task.backward(unit, b, x, y, dx, dweight, dbias);
   });
-  for (int d = a.first_direction; d <= a.last_direction; ++d) {
-    // A filter shared by both directions has one gradient: direction 1 points at the output of direction 0.
-    const bool add_weight = d > a.first_direction && a.dweight[d] && a.dweight[d] == a.dweight[a.first_direction];
-    const bool add_bias = d > a.first_direction && a.dbias[d] && a.dbias[d] == a.dbias[a.first_direction];
-    if (a.dweight[d])
-      plan.unfold(sums + d * weights, stride, plan.width, plan.width, add_weight, static_cast<Scalar*>(a.dweight[d]));
-    if (a.dbias[d])
-      plan.unfold(sums + 2 * weights + d * biases, stride, 1, 1, add_bias, static_cast<Scalar*>(a.dbias[d]));
-  }
+  // A filter shared by both directions has one gradient: direction 1 points at the output of direction 0.
+  Scalar *const dweight[] = {sums, sums + weights}, *const dbias[] = {sums + 2 * weights, sums + 2 * weights + biases};
+  const int d = a.first_direction, directions = a.last_direction - d + 1;
+  const auto put = [&](Scalar* const* of, int64_t width, void* const* out) {
+    plan.unfold_directions(of + d, directions, stride, width, width, out[d] == out[a.last_direction], out[d],
+                           out[a.last_direction]);
+  };
+  put(dweight, plan.width, a.dweight);
+  put(dbias, 1, a.dbias);
 }

@@ -5,6 +5,7 @@
 // on how segments and units are spread over threads. Included inside an ISA namespace.
 
 constexpr int64_t kMaxPartials = 64;  // of sums over sequences
+constexpr int64_t kSums = 128;        // numbers per channel that such a sum holds, if nothing else is said
 constexpr int64_t kFewUnits = 16;     // below this, threads also share the channels of a unit
 constexpr int64_t kTogether = 2;      // units at most that are taken through the blocks together
 constexpr int64_t kLarge = 1 << 19;   // elements of an output that does not stay in the caches of a core
@@ -19,9 +20,8 @@ struct Plan {
   int64_t together;          // neighbouring units whose rows lie in the same cache lines
   bool stream;               // outputs are written past the caches
 
-  // sums: numbers per channel that a partial sum over sequences holds; least: partials at least, whatever they take
   Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like,
-       int64_t sums = 128, int64_t least = kFewUnits)
+       int64_t sums = kSums, int64_t least = kFewUnits)
       : batch(batch_), channels(channels_), length(length_), lanes(lanes_), groups(groups_) {
     sequences = batch * lanes;
     // By layout alone: slices of a tensor are computed as the whole is, to the last bit.
@@ -36,6 +36,10 @@ struct Plan {
     segment_blocks = lane_mode ? 64 : 8;
     group_segments = (group_blocks + segment_blocks - 1) / segment_blocks;
     segments = groups * group_segments;
+    divide(sums, least);
+  }
+  // sums: numbers per channel that a partial sum over sequences holds; least: partials at least, whatever they take
+  void divide(int64_t sums, int64_t least) {
     partials = sequences * length / sums;  // so that the sums stay small beside the tensors
     if (partials > kMaxPartials) partials = kMaxPartials;
     if (partials < least) partials = least;
@@ -93,16 +97,17 @@ struct Plan {
   // (channels, width) parameters as [blocks][padded][W] vectors times a factor; rows without data are zero.
   NOINLINE void pack(const void* source, int64_t width, int64_t padded, Scalar factor, Scalar* packed) const {
     const Scalar* p = static_cast<const Scalar*>(source);
-    memset(packed, 0, size_t(blocks * padded * W) * sizeof(Scalar));
+    if (!p || width < padded) memset(packed, 0, size_t(blocks * padded * W) * sizeof(Scalar));
     if (!p) return;
     for (int64_t block = 0; block < blocks; ++block) {
       const Scalar* of_block = p + first_channel(block) * width;
       Scalar* to = packed + block * padded * W;
-      if (lane_mode)
+      if (lane_mode) {
         for (int64_t n = 0; n < width; ++n) Vec(of_block[n] * factor).store(to + n * W);
-      else
-        for (int64_t i = 0; i < rows(0, block); ++i)
-          for (int64_t n = 0; n < width; ++n) to[n * W + i] = of_block[i * width + n] * factor;
+        continue;
+      }
+      load_tile(of_block, Rows::apart(0, width), rows(0, block), 1, width, to, W, W);
+      for (int64_t n = 0; n < width; ++n) (Vec::load(to + n * W) * factor).store(to + n * W);
     }
   }
 
@@ -125,33 +130,39 @@ struct Plan {
     }
     for (; i < count; ++i) fold(sums + i * sum_width(), Vec::load(vectors + i * W));
   }
-  // out[channel][n] = sum over partials, in order. The sums are used up.
-  NOINLINE void unfold(Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, bool accumulate,
-                       Scalar* out) const {
+  // The sum over partials, in order, into the first; `also` too.
+  NOINLINE void add_partials(Scalar* sums, int64_t partial_stride, int64_t padded, const Scalar* also) const {
     const int64_t count = blocks * padded * sum_width();
-    for (int64_t k = 1; k < partials; ++k) {
-      const Scalar* more = sums + k * partial_stride;
+    const auto add = [&](const Scalar* more) {
       int64_t i = 0;
       for (; i + W <= count; i += W) (Vec::load(sums + i) + Vec::load(more + i)).store(sums + i);
       for (; W > 1 && i < count; ++i) sums[i] += more[i];
-    }
-    for (int64_t channel = 0; channel < channels; ++channel) {
-      const int64_t in_group = channel % group_channels;
-      const int64_t block = channel / group_channels * group_blocks + in_group / block_channels;
-      for (int64_t n = 0; n < width; ++n) {
-        const Scalar total = sums[(block * padded + n) * sum_width() + (lane_mode ? 0 : in_group % W)];
-        out[channel * width + n] = accumulate ? out[channel * width + n] + total : total;
-      }
+    };
+    for (int64_t k = 1; k < partials; ++k) add(sums + k * partial_stride);
+    if (also) add(also);
+  }
+  // out[channel][n] = sum over partials, and those of `also` where given. The sums are used up.
+  NOINLINE void unfold(Scalar* sums, int64_t partial_stride, int64_t width, int64_t padded, Scalar* also,
+                       void* out) const {
+    if (also) add_partials(also, partial_stride, padded, nullptr);
+    add_partials(sums, partial_stride, padded, also);
+    Scalar* const p = static_cast<Scalar*>(out);
+    for (int64_t block = 0; block < blocks; ++block) {
+      Scalar* const of_block = p + first_channel(block) * width;
+      const Scalar* const from = sums + block * padded * sum_width();
+      if (lane_mode)
+        memcpy(of_block, from, size_t(width) * sizeof(Scalar));
+      else
+        store_tile(of_block, Rows::apart(0, width), rows(0, block), 1, width, from, W, W, false);
     }
   }
   // The sums of both directions to their gradients, or where the directions share the parameter to the first. A null
   // gradient is not wanted.
   void unfold_directions(Scalar* const* sums, int directions, int64_t partial_stride, int64_t width, int64_t padded,
                          bool shared, void* out0, void* out1) const {
-    if (out0) unfold(sums[0], partial_stride, width, padded, false, static_cast<Scalar*>(out0));
-    if (directions < 2) return;
-    if (shared && out0) unfold(sums[1], partial_stride, width, padded, true, static_cast<Scalar*>(out0));
-    if (!shared && out1) unfold(sums[1], partial_stride, width, padded, false, static_cast<Scalar*>(out1));
+    const bool both = directions == 2;
+    if (out0) unfold(sums[0], partial_stride, width, padded, both && shared ? sums[1] : nullptr, out0);
+    if (both && !shared && out1) unfold(sums[1], partial_stride, width, padded, nullptr, out1);
   }
 };
 

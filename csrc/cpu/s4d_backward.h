@@ -210,7 +210,7 @@ static void put_s4d_taps(const S4dPlan& plan, const S4dSums& sums, int64_t strid
     const bool add_decay = d == 1 && args.shared.decay, add_weight = d == 1 && args.shared.weight;
     void *ddecay = args.grad[add_decay ? 0 : d].ddecay, *dweight = args.grad[add_weight ? 0 : d].dweight;
     if (!ddecay && !dweight) continue;
-    plan.unfold(sums.dtaps[d], stride, L, L, false, memory.data());
+    plan.unfold(sums.dtaps[d], stride, L, L, nullptr, memory.data());
     parallel(run, groups, [&](int64_t begin, int64_t end) {
       Memory tile(L * W * int64_t(sizeof(Scalar)), true);
       for (int64_t first = begin * W; first < end * W && first < plan.channels; first += W) {

@@ -314,7 +314,8 @@ struct BackwardTask {
 };
 
 static void scan_backward(const ScanBackwardArgs& args, ParallelFor run) {
-  const ScanPlan plan(args);
+  ScanPlan plan(args);
+  prefer_segments(&plan);
   SequenceSumsStorage sums(plan);
   SegmentSums segments(plan);
   parallel(run, plan.tasks(), [&](int64_t begin, int64_t end) {

@@ -124,6 +124,15 @@ struct SegmentSums {
   }
 };
 
+// Few sequences of many channels: partial sums for each sequence would be as large as the tensors. Fewer of them, and
+// the segments of a unit spread over tasks, take less if what SegmentSums then keeps is less than what they save.
+INLINE void prefer_segments(ScanPlan* plan) {
+  int64_t least = (kFewUnits + plan->segments - 1) / plan->segments;
+  if (least < 2) least = 2;
+  if (2 * plan->sequences * plan->length * plan->segments < (kFewUnits - least) * plan->channels)
+    plan->divide(kSums, least);
+}
+
 // Sums over the channels of one segment, as the walks form them, and over the segments of one group so far.
 struct ChannelSums {
   const ScanPlan& plan;
