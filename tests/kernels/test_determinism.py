@@ -28,6 +28,7 @@ SHAPES = [
     for shape in (
         {"batch": 1, "channels": 70, "lanes": ()},
         {"batch": 1, "channels": 3, "lanes": (1,)},
+        {"batch": 17, "channels": 260, "lanes": ()},
         {"batch": 3, "channels": 35, "lanes": (37,)},
         {"batch": 2, "channels": 16, "lanes": (64,), "B_form": "constant", "C_form": "constant"},
         {"batch": 5, "channels": 18, "lanes": (3, 3), "B_form": "groups", "C_form": "groups", "dtype": torch.bfloat16},
