@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import backends, validation
@@ -66,12 +67,17 @@ def can_be_lean(x: Tensor) -> bool:
     return _backend(x).operators is not None and not torch.compiler.is_compiling()
 
 
+def is_transformed() -> bool:
+    """Whether torch.func or forward mode is at work, through which only plain autograd can be led."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 class _LeanMix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, xz, out_weight, out_bias, *parameters):
         ctx.save_for_backward(xz, out_weight, out_bias, *parameters)
         ctx.low = validation.autocast_dtype(xz)
-        return mix(xz, _directions(parameters), out_weight, out_bias)
+        return mix(xz, _directions(parameters), out_weight, out_bias).detach()  # as in project.py
 
     @staticmethod
     @once_differentiable

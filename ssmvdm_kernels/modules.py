@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import mixing
 from .project import project
-from .validation import autocast_dtype, check_choice, check_size
+from .validation import check_choice, check_like_parameters, check_size
 
 
 class MambaMixer(nn.Module):
@@ -60,8 +60,7 @@ class MambaMixer(nn.Module):
                 f"{name}: x must have the shape (batch, {self.channels}, length, *lanes), but has {tuple(x.shape)}."
             )
         weight = self.in_proj.weight
-        if x.dtype != weight.dtype and autocast_dtype(x) is None:
-            raise TypeError(f"{name}: x must be {weight.dtype} like the parameters, but is {x.dtype}.")
+        check_like_parameters(name, "x", x, weight)
         return self.finish(project(x, weight, self.in_proj.bias))
 
     def finish(self, xz: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ class MambaMixer(nn.Module):
         2 inner, length, *lanes) -> (batch, channels, length, *lanes)."""
         directions = [own.tensors() for own in (self.causal, self.anticausal) if own is not None]
         arguments = (xz, directions, self.out_proj.weight, self.out_proj.bias)
-        if self.memory == "fast" or not torch.is_grad_enabled():
+        if self.memory == "fast" or not torch.is_grad_enabled() or mixing.is_transformed():
             return mixing.mix(*arguments)
         if mixing.can_be_lean(xz):
             return mixing.mix_lean(*arguments)
@@ -107,8 +106,9 @@ class BidirectionalMamba(MambaMixer):
     float32 (float64 for a float64 module).
 
     Raises:
-        ValueError: a size below 1, an unknown `memory`; on call, an input of another shape than stated.
-        TypeError: on call, an input that is no tensor or, outside autocast, has not the dtype of the parameters.
+        ValueError: a size below 1, an unknown `memory`; on call, an input of another shape than stated or on another device than the parameters.
+        TypeError: on call, an input that is no dense tensor, or not of the dtype of the parameters (under autocast: of
+            a floating dtype).
 
     Source: the bidirectional "Mamba/Vim" layer of Oshima et al., arXiv 2403.07711; Vim (arXiv 2401.09417) and Mamba
     (arXiv 2312.00752, section 3.4), whose initialisation it uses.

@@ -17,6 +17,12 @@ from .ops import CONV1D, SCAN, ConvTensors, Formula, ScanTensors
 from .ops_s4d import S4D, S4dTensors
 
 
+NO_FORWARD_MODE = (
+    "ssmvdm: the compiled kernels have no forward-mode derivatives (jvp, jacfwd, hessian, dual numbers). Call the "
+    "function with backend='reference', or use reverse mode."
+)
+
+
 class Operators:
     """The operators `torch.ops.<namespace>.*` with shapes, derivatives and vmap, as long as this object lives.
 
@@ -86,6 +92,10 @@ def differentiable(operator: torch._ops.OpOverload, setup: Callable, vjp: Callab
             return vjp(ctx, *gradients)
 
         @staticmethod
+        def jvp(ctx, *tangents):
+            raise NotImplementedError(NO_FORWARD_MODE)
+
+        @staticmethod
         def vmap(info, in_dims, *arguments):
             return sample_by_sample(Function.apply)(info, in_dims, *arguments)
 
@@ -140,10 +150,7 @@ def _refuse_forward_mode(tensors: tuple[Tensor | None, ...]) -> None:
     if forward_ad._current_level < 0:
         return
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            "ssmvdm: the compiled kernels have no forward-mode derivatives (jvp, jacfwd, dual numbers). Call the "
-            "function with backend='reference', or use reverse mode."
-        )
+        raise NotImplementedError(NO_FORWARD_MODE)
 
 
 COMPILED = Operators(extensions.namespace.name)  # of the extension libraries, for the CPU and for CUDA

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .validation import autocast_dtype
 
@@ -21,8 +22,8 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     low = autocast_dtype(x)
     if low is not None:
         x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
-    # The compiler differentiates the products by itself; it cannot trace every autograd function.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    # The compiler differentiates the products by itself; it cannot trace every autograd function. Forward mode does too.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or forward_ad._current_level >= 0:
         return product(x, weight, bias)
     return _Project.apply(x, weight, bias)
 
@@ -32,7 +33,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, bias):
-        return product(x, weight, bias)
+        return product(x, weight, bias).detach()  # no view, which nobody could change in place
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -140,6 +140,22 @@ def check_size(caller: str, name: str, value: object) -> None:
         raise ValueError(f"{caller}: {name} must be at least 1, but is {value}.")
 
 
+def check_like_parameters(caller: str, name: str, x: Tensor, parameter: Tensor) -> None:
+    """Check an input of a module against one of its parameters: layout, dtype (autocast brings any floating dtype to
+    its own) and device."""
+    if x.layout != torch.strided:
+        raise TypeError(f"{caller}: {name} must be a dense tensor, but its layout is {x.layout}.")
+    if x.dtype != parameter.dtype and (autocast_dtype(x) is None or not x.is_floating_point()):
+        raise TypeError(
+            f"{caller}: {name} must be {_dtype_name(parameter.dtype)} like the parameters, "
+            f"but is {_dtype_name(x.dtype)}."
+        )
+    if x.device != parameter.device:
+        raise ValueError(
+            f"{caller}: {name} must be on the device of the parameters, {parameter.device}, but is on {x.device}."
+        )
+
+
 def is_sequence(name: str, tensor: Tensor | None) -> bool:
     """Whether an argument of a scan varies in time, and so is stored in u's dtype; the others are parameters."""
     if tensor is None:

@@ -43,7 +43,7 @@ class _S4dMix(torch.autograd.Function):
         ctx.low = validation.autocast_dtype(xz)
         _, scan = _inputs(xz, parameters)
         y = _backend(scan.u).s4d(scan, _way(parameters), SUM)
-        return project(y, out_weight, out_bias)
+        return project(y, out_weight, out_bias).detach()  # no view, which nobody could change in place
 
     @staticmethod
     @once_differentiable

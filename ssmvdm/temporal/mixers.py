@@ -27,6 +27,7 @@ from ssmvdm.temporal.registry import register
 from ssmvdm.temporal.s4d import S4D
 from ssmvdm.temporal.s6 import S6
 from ssmvdm_kernels import BidirectionalMamba, bidirectional_conv1d, causal_conv1d
+from ssmvdm_kernels.mixing import is_transformed
 from ssmvdm_kernels.modules import MambaMixer
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         projected = self.project(x, norm)
-        if self.memory == "lean" and torch.is_grad_enabled():
+        if self.memory == "lean" and torch.is_grad_enabled() and not is_transformed():
             return self.mix_lean(*projected)
         return self.mix(*projected)
 

@@ -318,3 +318,5 @@ def test_forward_mode_is_right_or_refused(backend):
     else:
         with pytest.raises(NotImplementedError, match="backend='reference'"):
             torch.func.jvp(call, (u,), (u,))
+        with pytest.raises(NotImplementedError, match="backend='reference'"):
+            torch.func.hessian(lambda u: call(u).sum())(u)

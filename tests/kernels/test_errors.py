@@ -241,13 +241,21 @@ def test_a_wrong_module(arguments, error, message):
         (None, TypeError, "x must be a torch.Tensor"),
         (zeros(2, 8), ValueError, r"x must have the shape \(batch, 8, length, \*lanes\), but has \(2, 8\)"),
         (zeros(2, 6, 8), ValueError, r"but has \(2, 6, 8\)"),
-        (zeros(2, 8, 6, dtype=torch.float64), TypeError, "x must be torch.float32 like the parameters"),
-        (zeros(2, 8, 6, dtype=torch.int64), TypeError, "but is torch.int64"),
+        (zeros(2, 8, 6, dtype=torch.float64), TypeError, "x must be float32 like the parameters"),
+        (zeros(2, 8, 6, dtype=torch.int64), TypeError, "but is int64"),
+        (zeros(2, 8, 6).to_sparse(), TypeError, "x must be a dense tensor, but its layout is torch.sparse_coo"),
+        (zeros(2, 8, 6, device="meta"), ValueError, "x must be on the device of the parameters, cpu, but is on meta"),
     ],
 )
 def test_a_wrong_input_to_the_module(x, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^BidirectionalMamba: .*{message}"):
         BidirectionalMamba(8)(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_autocast_takes_floating_inputs_only(dtype):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="x must be float32 like the parameters"):
+        BidirectionalMamba(8)(zeros(2, 8, 6, dtype=dtype))
 
 
 @pytest.mark.parametrize("u,named,error", [([1.0], {}, TypeError), (zeros(1, 2, 3), {"backend": "gpu"}, ValueError)])

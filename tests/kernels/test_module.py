@@ -105,6 +105,33 @@ def test_a_second_derivative_of_the_lean_form_is_refused_in_words():
         dx.sum().backward()
 
 
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+def test_under_torch_func(memory):
+    module, x = made(memory=memory), video((3, 2, 6, 5))
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(module, parameters, (x,)).square().sum()
+
+    torch.testing.assert_close(torch.vmap(module)(x), torch.stack([module(sample) for sample in x]))
+    found = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for index, sample in enumerate(x):
+        wanted = torch.autograd.grad(loss(parameters, sample), list(parameters.values()))
+        for name, w in zip(parameters, wanted, strict=True):
+            torch.testing.assert_close(found[name][index], w)
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+def test_forward_mode_is_refused_in_words(memory):
+    if "cpu" not in available_backends():
+        pytest.skip("the cpu extension is not built, and the reference has forward mode")
+    module, x = made(memory=memory), video()
+    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        torch.func.jvp(module, (x,), (x,))
+    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        torch.func.hessian(lambda x: module(x).sum())(x)
+
+
 def saved_elements(module, x):
     """Elements kept for the backward pass: unique storages, parameters excluded."""
     parameters = {p.untyped_storage()._cdata for p in module.parameters()}
@@ -138,11 +165,26 @@ def test_lean_memory_keeps_the_input_and_the_output_of_the_first_projection(devi
 LAYOUTS = [(0, 1, 2, 3, 4), (0, 2, 3, 4, 1), (0, 3, 4, 1, 2), (0, 2, 1, 3, 4), (2, 0, 1, 4, 3), (4, 3, 2, 1, 0)]
 
 
+def in_order(x, order):
+    return x.permute(order).contiguous().permute([order.index(axis) for axis in range(5)])
+
+
 @pytest.mark.parametrize("order", LAYOUTS)
 def test_any_layout_gives_the_same_numbers(order):
     module, x = made(dtype=torch.float64), video(dtype=torch.float64)
-    laid_out = x.permute(order).contiguous().permute([order.index(axis) for axis in range(5)])
-    torch.testing.assert_close(outcome(module, laid_out), outcome(module, x))
+    torch.testing.assert_close(outcome(module, in_order(x, order)), outcome(module, x))
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+@pytest.mark.parametrize("order", LAYOUTS)
+def test_the_output_can_be_changed_in_place(memory, order):
+    module, x = made(memory=memory), in_order(video(), order)
+    y = module(x)
+    wanted = torch.autograd.grad((y + x).square().sum(), list(module.parameters()))
+    y = module(x)
+    y += x
+    found = torch.autograd.grad(y.square().sum(), list(module.parameters()))
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
 
 
 def test_a_video_stays_in_its_layout():

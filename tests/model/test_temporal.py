@@ -46,6 +46,18 @@ def test_every_layer_keeps_the_shape_and_pixels_apart(name, shape):
     assert moved[-1, -1, -1] and moved.sum() == 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer_goes_with_in_place_residuals_and_torch_func(name):
+    torch.manual_seed(0)
+    layer = build_temporal_layer(6, config_of(name))
+    x = torch.randn(2, 6, 5, 3, 4, requires_grad=True)
+    y = layer(x * 1)
+    y += x
+    (wanted,) = torch.autograd.grad(y.square().sum(), x)
+    found = torch.func.grad(lambda x: (layer(x) + x).square().sum())(x.detach())
+    torch.testing.assert_close(found, wanted)
+
+
 def test_names_aliases_and_errors():
     assert TemporalConfig(layer="attn") == TemporalConfig(layer="attention")
     assert TemporalConfig(layer="l-attn").layer == "linear-attention"
