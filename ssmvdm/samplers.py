@@ -161,7 +161,8 @@ def _scheduler_class(name: str) -> type:
     try:
         import diffusers
     except ImportError:
-        raise ValueError(f"sampler {FROM_DIFFUSERS}{name} needs diffusers: pip install diffusers") from None
+        remedy = "pip install 'ssmvdm-kernels[diffusers]'"
+        raise ValueError(f"sampler {FROM_DIFFUSERS}{name} needs diffusers: {remedy}") from None
     found: Any = getattr(diffusers, name, None)
     is_class = inspect.isclass(found)
     if not is_class or "Scheduler" not in name:

@@ -106,7 +106,8 @@ class BidirectionalMamba(MambaMixer):
     float32 (float64 for a float64 module).
 
     Raises:
-        ValueError: a size below 1, an unknown `memory`; on call, an input of another shape than stated or on another device than the parameters.
+        ValueError: a size below 1, an unknown `memory`; on call, an input of another shape than stated or on another
+            device than the parameters.
         TypeError: on call, an input that is no dense tensor, or not of the dtype of the parameters (under autocast: of
             a floating dtype).
 

@@ -16,7 +16,6 @@ from . import extensions
 from .ops import CONV1D, SCAN, ConvTensors, Formula, ScanTensors
 from .ops_s4d import S4D, S4dTensors
 
-
 NO_FORWARD_MODE = (
     "ssmvdm: the compiled kernels have no forward-mode derivatives (jvp, jacfwd, hessian, dual numbers). Call the "
     "function with backend='reference', or use reverse mode."

@@ -22,7 +22,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     low = autocast_dtype(x)
     if low is not None:
         x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
-    # The compiler differentiates the products by itself; it cannot trace every autograd function. Forward mode does too.
+    # The compiler, which cannot trace every autograd function, and forward mode differentiate the products themselves.
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or forward_ad._current_level >= 0:
         return product(x, weight, bias)
     return _Project.apply(x, weight, bias)

@@ -64,14 +64,14 @@ def run_memory(options: MemoryOptions) -> None:
 def _run(parts: dict, how: RunOptions, stem: str) -> None:
     for options in parts.values():
         options.check()
-    need("bench", "matplotlib", "rich")
+    need(bench=("matplotlib", "rich"))
     from benchmarks import runner
 
     show(runner.run(parts, how, stem), how.open)
 
 
 def run_report(options: ReportOptions) -> None:
-    need("bench", "matplotlib", "rich")
+    need(bench=("matplotlib", "rich"))
     from benchmarks import runner
     from benchmarks.report import compare
     from benchmarks.report.files import prepare_folder

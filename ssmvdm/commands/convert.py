@@ -64,7 +64,7 @@ def run_data(options: ConvertDataOptions) -> None:
 
     from ssmvdm.data.conversion import convert_data_set
 
-    need("video", "av", "PIL")
+    need(video=("av", "PIL"))
     if not options.source.is_dir():
         raise InputError(f"expected a folder, {options.source} is none")
     problems, videos = [], 0

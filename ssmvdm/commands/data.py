@@ -72,7 +72,7 @@ def run(options: DataOptions) -> None:
     if options.scale < 1:
         raise InputError(f"--scale: expected a whole number of at least 1, got {options.scale}")
     if kind == ".gif":
-        need("bench", "PIL")
+        need(video=("PIL",))
     try:
         check_clip_arguments(options.seed, options.frames, options.size, options.batch)
         where = None if options.path is None else str(options.path)

@@ -20,8 +20,7 @@ class DemoOptions:
 
 
 def run(options: DemoOptions) -> None:
-    need("bench", "matplotlib", "PIL")
-    need("train", "accelerate")
+    need(train=("accelerate", "PIL"), eval=("matplotlib",))
     from benchmarks.report.files import prepare_folder
     from ssmvdm.reproduce.demo import demo
     from ssmvdm.training_config import PRESETS

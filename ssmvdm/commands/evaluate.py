@@ -74,7 +74,7 @@ class EvaluateOptions:
 
 def run(options: EvaluateOptions) -> None:
     count = _check(options)
-    need("bench", "matplotlib")
+    need(eval=("matplotlib",))
     import torch
 
     from benchmarks.measure.environment import describe

@@ -32,8 +32,7 @@ def run(options: ReproduceOptions) -> None:
 
     if options.scale == "gpu" and not torch.cuda.is_available():
         raise InputError("--scale gpu: expected a CUDA device, torch finds none here")
-    need("bench", "matplotlib", "PIL", "rich")
-    need("train", "accelerate")
+    need(train=("accelerate", "PIL"), bench=("matplotlib", "rich"))
     from benchmarks.report.files import prepare_folder
     from benchmarks.report.terminal import progress_bar
     from ssmvdm.reproduce.run import reproduce

@@ -5,8 +5,11 @@ import importlib.util
 from ssmvdm.errors import InputError
 
 
-def need(extra: str, *modules: str) -> None:
-    """InputError with the remedy unless these optional modules are installed."""
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            raise InputError(f"this command needs {module}: pip install 'ssmvdm-kernels[{extra}]'")
+def need(**modules: tuple[str, ...]) -> None:
+    """InputError with the remedy unless the modules of these extras are installed: need(video=("av", "PIL"))."""
+    missing = {extra: [name for name in names if importlib.util.find_spec(name) is None]
+               for extra, names in modules.items()}  # fmt: skip
+    extras = [extra for extra, names in missing.items() if names]
+    if extras:
+        named = " and ".join(name for extra in extras for name in missing[extra])
+        raise InputError(f"this command needs {named}: pip install 'ssmvdm-kernels[{','.join(extras)}]'")

@@ -159,9 +159,9 @@ def _check(options: SampleOptions) -> None:
         if options.count < 2:
             raise InputError("--count: expected at least 2 steps from one video to the other, got 1")
     if options.pictures:
-        need("video", "PIL")
+        need(video=("PIL",))
     if "mp4" in options.pictures:
-        need("video", "av")
+        need(video=("av",))
 
 
 def _job(options: SampleOptions) -> Job:

@@ -70,7 +70,7 @@ def run(options: TrainOptions) -> None:
 
         print(accounting.describe(options.training))
         return
-    need("train", "accelerate", "PIL")
+    need(train=("accelerate", "PIL"))
     from ssmvdm.training import NonFiniteError, train
 
     try:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,9 +161,21 @@ def test_help_is_there_and_says_something(capsys, arguments):
     assert len(out) > 200
 
 
-def test_an_optional_package_that_is_missing_is_named_with_its_remedy():
-    with pytest.raises(InputError, match=r"needs no_such_package: pip install 'ssmvdm-kernels\[bench\]'"):
-        need("bench", "no_such_package")
+def test_optional_packages_that_are_missing_are_named_with_their_remedy():
+    need(train=("numpy",), eval=("torch", "numpy"))
+    remedy = r"needs no_such_package and nor_this: pip install 'ssmvdm-kernels\[bench,eval\]'"
+    with pytest.raises(InputError, match=remedy):
+        need(bench=("numpy", "no_such_package"), train=("torch",), eval=("nor_this",))
+
+
+def test_commands_ask_for_extras_that_exist():
+    root = Path(cli.__file__).parents[1]
+    extras = set(re.findall(r"^([\w-]+) = \[\"", (root / "pyproject.toml").read_text(), re.MULTILINE))
+    calls = [call for path in (root / "ssmvdm" / "commands").glob("*.py")
+             for call in re.findall(r"\bneed\((.+)\)", path.read_text()) if "=" in call]  # fmt: skip
+    asked = {extra for call in calls for extra in re.findall(r"(\w+)=\(", call)}
+    assert len(calls) >= 9
+    assert asked == {"train", "video", "bench", "eval"} <= extras
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
