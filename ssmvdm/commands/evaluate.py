@@ -45,7 +45,7 @@ class EvaluateOptions:
     that are computed as many as there are samples, at least 200."""
 
     i3d: Path | None = None
-    """The I3D network of FVD as a TorchScript file (Kinetics-400, logits). Such a file is a program, and is run."""
+    """The I3D network of FVD (Kinetics-400, logits): a state dict, or TorchScript, which is a program, and is run."""
 
     scaling: Literal["standard", "paper"] = "standard"
     """What I3D sees: [-1, 1] as everywhere, or [0, 1] as in the paper's code. Their numbers do not compare."""

@@ -1,8 +1,8 @@
 """Frechet video distance: features of the I3D network that was trained on Kinetics-400.
 
-The weights are a file that the user supplies, as TorchScript; nothing is downloaded. A TorchScript file is a program,
-not data: `load_i3d` is the only place that runs one. It says which file it is about to run, and refuses, before torch
-sees it, an archive whose code reads or writes files or calls operators that torch does not have.
+The weights are a file that the user supplies; nothing is downloaded. It is a state dict, or TorchScript. A TorchScript
+file is a program, not data: `load_i3d` is the only place that runs one. It says which file it is about to run, and
+refuses, before torch sees it, an archive whose code reads or writes files or calls operators that torch does not have.
 
 Each video goes in whole, every frame resized to 224 x 224; its features are the 400 logits, averaged over time where
 the file leaves time in. Published numbers rest on inputs in [-1, 1] ("standard"); the code of the paper that this
@@ -22,10 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ssmvdm.data.torch_files import load_tensors
 from ssmvdm.errors import InputError
+from ssmvdm.evaluation.i3d_network import with_weights
 
 SIZE = 224  # pixels that the network takes
 SCALINGS: dict[str, Callable[[Tensor], Tensor]] = {"standard": lambda x: 2.0 * x - 1.0, "paper": lambda x: x}
@@ -34,6 +36,7 @@ SWITCHES = {"rescale": False, "resize": False, "return_features": True}
 FORBIDDEN_CALL = re.compile(
     r"(?<![\w.])(?:torch|ops\.aten)\.(?:save|load|from_file)\b|(?<![\w.])ops\.(?!(?:aten|prim|prims)\b)[\w.]+"
 )
+CODE = re.compile(r"(^|/)code/.*\.py$")  # its place in the archive
 MAX_CODE_BYTES = 1 << 26
 
 
@@ -43,7 +46,7 @@ class I3DFeatures:
 
     stamp = None
 
-    def __init__(self, module: torch.jit.ScriptModule, weights_sha256: str, scaling: str = "standard", device="cpu"):
+    def __init__(self, module: nn.Module, weights_sha256: str, scaling: str = "standard", device="cpu"):
         if scaling not in SCALINGS:
             raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
         self.name = "FVD (I3D, standard)" if scaling == "standard" else "FVD (I3D, inputs in [0, 1] as in the paper)"
@@ -77,20 +80,30 @@ class I3DFeatures:
 
 
 def load_i3d(path: Path, scaling: str = "standard", device="cpu", say: Callable[[str], None] = print) -> I3DFeatures:
-    """The user's TorchScript file of I3D as a feature extractor. `say` is told what is run before it is.
+    """The user's file of I3D as a feature extractor: TorchScript, or a state dict under the names of `i3d_network.I3D`.
+    `say` is told what is used, before any of it is run.
 
-    Raises InputError for a file that is missing, is no TorchScript, or whose code touches files.
+    Raises InputError for a file that is missing, is neither of the two, or whose code touches files.
     """
     try:
         content = path.read_bytes()  # once: what is checked is what runs
     except OSError as error:
         raise InputError(f"cannot read the I3D file {path}: {error.strerror or error}") from error
-    _audit(path, content)
     digest = hashlib.sha256(content).hexdigest()
-    say(
-        f"I3D: running {path} ({len(content) / 2**20:.1f} MiB, SHA-256 {digest}). "
-        "A TorchScript file is a program: use only files from people you trust."
-    )
+    file = f"{path} ({len(content) / 2**20:.1f} MiB, SHA-256 {digest})"
+    if _is_program(content):
+        _audit(path, content)
+        say(f"I3D: running {file}. A TorchScript file is a program: use only files from people you trust.")
+        return I3DFeatures(_run(path, content), digest, scaling, device)
+    try:
+        network = with_weights(load_tensors(path, content))
+    except ValueError as error:
+        raise InputError(f"{_expected(path)}, got neither: {error}") from error
+    say(f"I3D: weights of {file}")
+    return I3DFeatures(network, digest, scaling, device)
+
+
+def _run(path: Path, content: bytes) -> torch.jit.ScriptModule:
     try:
         module = torch.jit.load(io.BytesIO(content), map_location="cpu")
     except (RuntimeError, ValueError) as error:
@@ -98,21 +111,31 @@ def load_i3d(path: Path, scaling: str = "standard", device="cpu", say: Callable[
         raise InputError(f"{path}: torch {torch.__version__} cannot read this TorchScript file: {reason}") from error
     if not hasattr(module, "forward"):
         raise InputError(f"{path}: expected a network, got a TorchScript module without forward")
-    return I3DFeatures(module, digest, scaling, device)
+    return module
+
+
+def _expected(path: Path) -> str:
+    return f"{path}: expected the I3D network as TorchScript (torch.jit.save) or its weights (torch.save)"
+
+
+def _is_program(content: bytes) -> bool:
+    """Whether the file is an archive with TorchScript's code in it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return any(CODE.search(member.filename) for member in archive.infolist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _audit(path: Path, content: bytes) -> None:
-    """InputError unless the file is an archive with TorchScript's code in it, none of which touches files."""
-    expected = f"{path}: expected the I3D network as TorchScript (torch.jit.save)"
+    """InputError if any of the archive's code touches files."""
+    expected = _expected(path)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
             if len({member.filename for member in members}) < len(members):
                 raise InputError(f"{expected}, got an archive with two members of one name")
-            code = [m for m in members if re.search(r"(^|/)code/.*\.py$", m.filename)]
-            if not code:
-                kind = "tensors or objects of torch.save" if _is_saved(members) else "another zip archive"
-                raise InputError(f"{expected}, got {kind}")
+            code = [member for member in members if CODE.search(member.filename)]
             if sum(member.file_size for member in code) > MAX_CODE_BYTES:
                 raise InputError(f"{expected}, got more than {MAX_CODE_BYTES} bytes of code")
             for member in code:
@@ -123,9 +146,7 @@ def _audit(path: Path, content: bytes) -> None:
         raise InputError(f"{expected}, got something else: {error}") from error
 
 
-def _is_saved(members: list[zipfile.ZipInfo]) -> bool:
-    return any(member.filename.endswith("data.pkl") for member in members)
-
-
-def _arguments(module: torch.jit.ScriptModule) -> list[str]:
+def _arguments(module: nn.Module) -> list[str]:
+    if not isinstance(module, torch.jit.ScriptModule):
+        return []
     return [argument.name for argument in module.forward.schema.arguments]  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from torch import nn
 from ssmvdm.errors import InputError
 from ssmvdm.evaluation.features import CachedFeatures
 from ssmvdm.evaluation.i3d import load_i3d
+from ssmvdm.evaluation.i3d_network import I3D
 from tests.evaluation import stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the form that FVD's file has
@@ -115,6 +116,106 @@ def test_a_file_without_switches_is_called_with_the_clip_alone(tmp_path, videos)
     assert np.abs(features - videos.mean(axis=(2, 3, 4), dtype=np.float64)).max() <= bound
 
 
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """A state dict of I3D with statistics as training leaves them: no channel dies out, none is at 0 and 1."""
+    torch.manual_seed(0)
+    state = I3D().state_dict()
+    for name, value in state.items():
+        if name.endswith("bn.weight"):
+            nn.init.uniform_(value, 1.0, 2.0)
+        elif name.endswith(("bn.bias", "running_mean")):
+            nn.init.normal_(value, 0.0, 0.2)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(value, 0.2, 0.6)
+    return state
+
+
+def spelt_out(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """I3D's logits from its description: Inception-v1 (Szegedy et al., table 1) with cubes for squares, "SAME" pads."""
+
+    def padded(x, kernel, stride):
+        for axis in range(2, 5):
+            k, s, size = kernel[axis - 2], stride[axis - 2], x.shape[axis]
+            total = max(0, (-(-size // s) - 1) * s + k - size)
+            shape = list(x.shape)
+            shape[axis] = total // 2
+            front = x.new_zeros(shape)
+            shape[axis] = total - total // 2
+            x = torch.cat((front, x, x.new_zeros(shape)), axis)
+        return x
+
+    def unit(x, name, stride=1):
+        kernel = state[f"{name}.conv3d.weight"]
+        y = nn.functional.conv3d(padded(x, kernel.shape[2:], (stride,) * 3), kernel, stride=stride)
+        parts = ("weight", "bias", "running_mean", "running_var")
+        gain, bias, mean, var = (state[f"{name}.bn.{part}"][:, None, None, None] for part in parts)
+        return (gain * (y - mean) / (var + 0.001).sqrt() + bias).clamp(min=0)
+
+    def pooled(x, kernel, stride):
+        return nn.functional.max_pool3d(padded(x, kernel, stride), kernel, stride)
+
+    def mixed(x, name):
+        squares = unit(unit(x, f"{name}.b1a"), f"{name}.b1b"), unit(unit(x, f"{name}.b2a"), f"{name}.b2b")
+        return torch.cat((unit(x, f"{name}.b0"), *squares, unit(pooled(x, (3,) * 3, (1,) * 3), f"{name}.b3b")), 1)
+
+    x = pooled(unit(x, "Conv3d_1a_7x7", stride=2), (1, 3, 3), (1, 2, 2))
+    x = pooled(unit(unit(x, "Conv3d_2b_1x1"), "Conv3d_2c_3x3"), (1, 3, 3), (1, 2, 2))
+    x = pooled(mixed(mixed(x, "Mixed_3b"), "Mixed_3c"), (3, 3, 3), (2, 2, 2))
+    for letter in "bcdef":
+        x = mixed(x, f"Mixed_4{letter}")
+    x = mixed(mixed(pooled(x, (2, 2, 2), (2, 2, 2)), "Mixed_5b"), "Mixed_5c")
+    x = torch.stack([x[:, :, t : t + 2].mean(dim=(2, 3, 4)) for t in range(x.shape[2] - 1)], 1)  # (b, time, 1024)
+    return (x @ state["logits.conv3d.weight"].flatten(1).t() + state["logits.conv3d.bias"]).mT
+
+
+def test_the_network_is_i3d(weights):
+    network = I3D().eval()
+    network.load_state_dict(weights)
+    assert sum(p.numel() for p in network.parameters()) == 12_697_264  # with 400 classes
+    x = torch.rand(1, 3, 17, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode():
+        found, wanted = network(x), spelt_out(weights, x)
+    assert found.shape == (1, 400, 2) and wanted.std() > 0.01
+    # Some 40 layers, each a sum of up to 2.6e4 products in some order: far below what one wrong stride or pad does.
+    assert (found - wanted).abs().max() <= 1e3 * EPS * wanted.abs().max()
+
+
+def test_weights_without_a_program(weights, tmp_path, videos):
+    clips = np.concatenate([videos[:1], videos[1:2]], axis=2)  # 12 frames
+    files = {"plain": weights, "parallel": {f"module.{name}": value for name, value in weights.items()},
+             "old": {name: value for name, value in weights.items() if "num_batches" not in name}}  # fmt: skip
+    network = I3D().eval()
+    network.load_state_dict(weights)
+    frames = nn.functional.interpolate(torch.from_numpy(clips[0]).transpose(0, 1), size=(224, 224), mode="bilinear")
+    with torch.inference_mode():
+        wanted = network((frames.transpose(0, 1) * 2 - 1)[None]).double().mean(dim=2).numpy()
+    for name, state in files.items():
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=name != "old")
+        said = []
+        extractor = load_i3d(tmp_path / name, say=said.append)
+        assert np.array_equal(extractor.features(clips), wanted)
+        assert len(said) == 1 and "weights of" in said[0] and "is a program" not in said[0]
+    with pytest.raises(InputError, match="cannot take clips of 6 frames"):
+        extractor.features(videos[:1])
+
+
+def test_weights_of_another_network_are_refused(weights, tmp_path):
+    def without(state, name):
+        return {key: value for key, value in state.items() if key != name}
+
+    few, head = torch.zeros(3), torch.zeros(600)
+    for message, state in {
+        "tensors of it are missing: 1, first Mixed_4f.b0.conv3d.weight": without(weights, "Mixed_4f.b0.conv3d.weight"),
+        "tensors are none of it: 1, first fc.weight": weights | {"fc.weight": few},
+        r"logits.conv3d.bias must have the shape \(400,\), but has \(600,\)": weights | {"logits.conv3d.bias": head},
+        "expected tensors by name": [few],
+    }.items():
+        torch.save(state, tmp_path / "wrong.pt")
+        with pytest.raises(InputError, match=message):
+            load_i3d(tmp_path / "wrong.pt", say=lambda text: None)
+
+
 class Mark:
     """Unpickling it creates a file."""
 
@@ -138,7 +239,7 @@ class Toucher(nn.Module):
 
 def hostile_files(folder: Path, mark: Path, good: bytes) -> dict[str, str]:
     """Writes them; name -> what the refusal says."""
-    (folder / "pickle.pt").write_bytes(pickle.dumps(Mark(mark)))
+    (folder / "pickle.pt").write_bytes(pickle.dumps(Mark(mark), protocol=2))
     torch.save({"weights": Mark(mark)}, folder / "saved.pt")
     torch.save({"weights": Mark(mark)}, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     torch.jit.script(Toucher(mark)).save(str(folder / "toucher.pt"))
@@ -161,15 +262,15 @@ def hostile_files(folder: Path, mark: Path, good: bytes) -> dict[str, str]:
         for _ in range(2):
             archive.writestr("m/code/__torch__.py", "class StandIn(Module):\n  pass\n")
     return {
-        "pickle.pt": "expected the I3D network as TorchScript",
-        "saved.pt": "tensors or objects of torch.save",
-        "legacy.pt": "expected the I3D network as TorchScript",
+        "pickle.pt": "got neither: .* is not a file of tensors and nothing else",
+        "saved.pt": "got neither: .* is not a file of tensors and nothing else",
+        "legacy.pt": "got neither: .* is not a file of tensors and nothing else",
         "toucher.pt": r"calls torch\.from_file",
-        "empty.pt": "expected the I3D network as TorchScript",
+        "empty.pt": r"I3D network as TorchScript \(torch.jit.save\) or its weights \(torch.save\), got neither",
         "text.pt": "expected the I3D network as TorchScript",
         "half.pt": "expected the I3D network as TorchScript",
         "flipped.pt": "got something else",
-        "zip.pt": "another zip archive",
+        "zip.pt": "got neither: .* is not a file of tensors and nothing else",
         "code.pt": "cannot read this TorchScript file",
         "operators.pt": r"calls ops\.system\.run",
         "twice.pt": "two members of one name",
