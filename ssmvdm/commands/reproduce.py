@@ -20,6 +20,22 @@ class ReproduceOptions:
     scale: Literal["cpu", "gpu"] = "cpu"
     """cpu: made for 30 minutes of two cores. gpu: made for 25 minutes of one H200, and not run yet."""
 
+    layers: tuple[str, ...] = ()
+    """Layers to compare with bi-s6, for ablations: those of `bench memory`, other mixers as in bi-s6/gss. Default:
+    attention-sdpa, linear-attention, s6, bi-s4d."""
+
+    base_channels: int | None = None
+    """Another base width of the networks, a multiple of 8."""
+
+    frames: int | None = None
+    """Frames of the training clips."""
+
+    steps: int | None = None
+    """Optimiser steps of every run."""
+
+    seeds: int | None = None
+    """Runs of every layer."""
+
     out: Path = Path("reproduce")
     """Folder for the runs and the report; below it a folder for the scale."""
 
@@ -36,9 +52,13 @@ def run(options: ReproduceOptions) -> None:
     from benchmarks.report.files import prepare_folder
     from benchmarks.report.terminal import progress_bar
     from ssmvdm.reproduce.run import reproduce
-    from ssmvdm.reproduce.study import study_named
+    from ssmvdm.reproduce.study import ablation, study_named
 
-    study = study_named(options.scale)
+    numbers = (options.base_channels, options.frames, options.steps, options.seeds)
+    try:
+        study = ablation(study_named(options.scale), options.layers, *numbers)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     folder = prepare_folder(options.out / options.scale)
     try:
         with progress_bar() as advance:

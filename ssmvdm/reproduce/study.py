@@ -1,6 +1,6 @@
 """What is compared and under which conditions: one dataclass, with a preset per scale of machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -14,10 +14,10 @@ from ssmvdm.unet3d import UNet3D
 
 CONTENDERS = ("attention-sdpa", "linear-attention", "s6", "bi-s6", "bi-s4d")
 REFERENCE = "bi-s6"  # whose parameters the others are given
-# The number that gives each of the others as many, and what it is a multiple of: what kernels like.
-PARAMETER_KNOB = {
-    "attention-sdpa": ("dim_head", 8), "linear-attention": ("dim_head", 8), "s6": ("states", 4), "bi-s4d": ("states", 4)
-}  # fmt: skip
+# The number that gives each of the others as many, and what it is a multiple of: what kernels like. A layer with
+# another mixer has none and keeps the reference's numbers: no number of states makes up for an MLP.
+PARAMETER_KNOB = dict.fromkeys(("attention-einsum", "attention-sdpa", "linear-attention"), ("dim_head", 8))
+PARAMETER_KNOB |= dict.fromkeys(("s4d", "bi-s4d", "s6"), ("states", 4))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Study:
 
     def network_of(self, layer: Layer) -> UNet3DConfig:
         """A network with this layer and as many parameters as the reference's, as near as the layer's knob allows."""
-        if layer.name == REFERENCE:
+        if layer.name not in PARAMETER_KNOB:
             return self.configuration(layer)
         knob, step = PARAMETER_KNOB[layer.name]
         target = parameters_of(self.configuration(layer_named(REFERENCE)))
@@ -96,6 +96,30 @@ class Study:
 
     def as_json(self) -> dict:
         return asdict(self) | {"cost_frames": list(self.cost_frames), "contenders": list(self.contenders)}
+
+
+def ablation(
+    study: Study,
+    layers: Sequence[str] = (),
+    base_channels: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    seeds: int | None = None,
+) -> Study:
+    """The study with what is given in the place of its own. The reference takes part whatever the layers are.
+    ValueError that names what cannot be."""
+    for name in layers:
+        layer_named(name)
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"layers: the same twice in {', '.join(layers)}")
+    contenders = (*layers, *(() if REFERENCE in layers else (REFERENCE,))) if layers else study.contenders
+    numbers = {"frames": frames, "steps": steps, "seeds": seeds}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    network = study.network if base_channels is None else study.network.of_width(base_channels)
+    given = {name: value for name, value in numbers.items() if value is not None}
+    return replace(study, contenders=contenders, network=network, **given)
 
 
 def parameters_of(config: UNet3DConfig) -> int:

@@ -86,9 +86,11 @@ def in_words(result: dict) -> str:
     study = result["study"]
     network = study["network"]
     size = network["size"]
+    mixed = [name for name in study["contenders"] if "/" in name]
+    kept = ", but for those with another mixer, which keep their sizes" if mixed else ""
     return (
         f"Each layer in the same U-Net (base width {network['base_channels']}, widths times "
-        f"{', '.join(map(str, network['channel_mults']))}), sizes chosen so that all have as many parameters; "
+        f"{', '.join(map(str, network['channel_mults']))}), sizes chosen so that all have as many parameters{kept}; "
         f"{study['steps']} optimiser steps of {study['batch']} maze walks of {study['frames']} frames of {size}×{size} "
         f"pixels, Adam at {study['learning_rate']:g}, {study['seeds']} seeds. The same seed gives every layer the same "
         "clips, noise and noise levels, so that results are compared in pairs. A difference counts when Student's 95 % "

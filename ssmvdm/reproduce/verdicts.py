@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from ssmvdm.reproduce.study import REFERENCE
+
 CONFIDENCE = 0.95
 
 
@@ -21,10 +23,10 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("Does it matter to scan in both directions?", "bi-s6", "s6"),
-    Claim("Does the scan do as well as attention?", "bi-s6", "attention-sdpa"),
-    Claim("Does the scan do as well as linear attention?", "bi-s6", "linear-attention"),
-    Claim("Does it matter that the scan is selective?", "bi-s6", "bi-s4d"),
+    Claim("Does it matter to scan in both directions?", REFERENCE, "s6"),
+    Claim("Does the scan do as well as attention?", REFERENCE, "attention-sdpa"),
+    Claim("Does the scan do as well as linear attention?", REFERENCE, "linear-attention"),
+    Claim("Does it matter that the scan is selective?", REFERENCE, "bi-s4d"),
 )
 
 
@@ -102,11 +104,13 @@ def sentence(quantity: str, ours: str, theirs: str, difference: Difference) -> s
 def conclusions(results: dict[str, dict[str, list[float]]], labels: dict[str, str]) -> list[dict]:
     """results: quantity -> layer -> values in the order of the seeds, all of them better when smaller.
 
-    One entry per claim both of whose layers took part: {"question", "ours", "theirs", "findings": [{"quantity",
-    "mean", "interval", "seeds", "verdict", "sentence"}]}.
+    One entry per claim both of whose layers took part, and one for each other layer beside the reference: {"question",
+    "ours", "theirs", "findings": [{"quantity", "mean", "interval", "seeds", "verdict", "sentence"}]}.
     """
     told = []
-    for claim in CLAIMS:
+    asked = {claim.theirs for claim in CLAIMS} | {REFERENCE}
+    others = (Claim(f"And beside {labels[name]}?", REFERENCE, name) for name in labels if name not in asked)
+    for claim in (*CLAIMS, *others):
         findings = []
         for quantity, by_layer in results.items():
             if claim.ours not in by_layer or claim.theirs not in by_layer:
@@ -119,7 +123,7 @@ def conclusions(results: dict[str, dict[str, list[float]]], labels: dict[str, st
     return told
 
 
-def cost_sentences(costs: list[dict], labels: dict[str, str], reference: str = "bi-s6") -> list[str]:
+def cost_sentences(costs: list[dict], labels: dict[str, str], reference: str = REFERENCE) -> list[str]:
     """What each layer's training step takes against the reference's, at the fewest and at the most frames."""
     by_place = {(row["layer"], row["frames"]): row for row in costs}
     frames = sorted({row["frames"] for row in costs})

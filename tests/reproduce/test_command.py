@@ -4,7 +4,7 @@ import pytest
 
 from ssmvdm import cli
 from ssmvdm.reproduce import run
-from ssmvdm.reproduce.study import study_named
+from ssmvdm.reproduce.study import ablation, study_named
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -29,6 +29,14 @@ def test_the_study_lies_below_the_folder_under_its_scale(carried_out, tmp_path, 
     assert cli.main(["reproduce", "--out", str(tmp_path)]) == 0
     assert carried_out == [(study_named("cpu"), tmp_path / "cpu")]
     assert str(tmp_path / "cpu" / "reproduce.html") in capsys.readouterr().out
+
+
+def test_an_ablation(carried_out, tmp_path, capsys):
+    changes = ["--layers", "bi-s6/gss", "--frames", "4", "--seeds", "1"]
+    assert cli.main(["reproduce", *changes, "--out", str(tmp_path)]) == 0
+    assert carried_out == [(ablation(study_named("cpu"), ("bi-s6/gss",), frames=4, seeds=1), tmp_path / "cpu")]
+    assert cli.main(["reproduce", "--layers", "lstm", "--out", str(tmp_path / "other")]) == 2
+    assert "unknown layer 'lstm'" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

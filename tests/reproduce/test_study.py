@@ -9,7 +9,7 @@ import torch
 from benchmarks.shapes import layer_named
 from ssmvdm.diffusion import GaussianDiffusion, to_model_range
 from ssmvdm.reproduce.held_out import BANDS, band_losses
-from ssmvdm.reproduce.study import PARAMETER_KNOB, REFERENCE, SCALES, parameters_of, study_named
+from ssmvdm.reproduce.study import PARAMETER_KNOB, REFERENCE, SCALES, ablation, parameters_of, study_named
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -32,6 +32,37 @@ def test_runs_differ_in_the_network_and_the_seed_alone(scale):
     runs = [study.training(layer, seed) for layer in study.layers() for seed in range(study.seeds)]
     assert {replace(run, network=runs[0].network, seed=0) for run in runs} == {runs[0]}
     assert {run.network.temporal.layer for run in runs} == {layer.temporal["layer"] for layer in study.layers()}
+
+
+def test_an_ablation_changes_what_it_names():
+    study = study_named("cpu")
+    assert ablation(study) == study
+    found = ablation(study, ("bi-s6/gss", "s4d"), base_channels=24, frames=8, steps=5, seeds=1)
+    assert found.contenders == ("bi-s6/gss", "s4d", REFERENCE)
+    assert (found.network.base_channels, found.network.heads) == (24, 3)
+    assert found == replace(study, contenders=found.contenders, network=found.network, frames=8, steps=5, seeds=1)
+    assert ablation(study, (REFERENCE, "s6")).contenders == (REFERENCE, "s6")
+    networks = found.networks()
+    temporal = networks["bi-s6/gss"].temporal
+    assert (temporal.mixer, temporal.states) == ("gss", networks[REFERENCE].temporal.states)
+    counts = {name: parameters_of(config) for name, config in networks.items()}
+    assert abs(counts["s4d"] / counts[REFERENCE] - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ("lstm",)}, "unknown layer 'lstm'"),
+        ({"layers": ("s6", "s6")}, "layers: the same twice in s6, s6"),
+        ({"base_channels": 12}, "base channels: expected a multiple of 8"),
+        ({"frames": 0}, "frames: expected at least 1, got 0"),
+        ({"steps": -1}, "steps: expected at least 1, got -1"),
+        ({"seeds": 0}, "seeds: expected at least 1, got 0"),
+    ],
+)
+def test_an_ablation_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ablation(study_named("cpu"), **changes)
 
 
 def test_an_unknown_scale():

@@ -71,6 +71,15 @@ def test_a_claim_needs_both_of_its_layers():
     assert [entry["theirs"] for entry in conclusions(without, LABELS)] == ["attention-sdpa"]
 
 
+def test_every_other_layer_is_compared_with_the_reference():
+    results = {"held-out loss": {"bi-s6": [0.9, 0.9], "s6": [1.0, 1.0], "bi-s6/gss": [0.5, 0.5]}}
+    labels = {"bi-s6": "ours", "s6": "causal", "bi-s6/gss": "ours, gss mixer"}
+    told = conclusions(results, labels)
+    assert [(entry["ours"], entry["theirs"]) for entry in told] == [("bi-s6", "s6"), ("bi-s6", "bi-s6/gss")]
+    assert told[1]["question"] == "And beside ours, gss mixer?"
+    assert told[1]["findings"][0]["verdict"] == "worse"
+
+
 def test_costs_in_words():
     costs = [
         {"layer": layer, "frames": frames, "saved_bytes": memory, "step_seconds": seconds}
