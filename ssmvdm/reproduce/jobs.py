@@ -84,7 +84,8 @@ def jobs_of(study: Study) -> Iterator[Job]:
 def carry_out(study: Study, job: Job, folder: Path) -> dict:
     """What the job's file says, once it is there."""
     work = {"training": train_layer, "cost": measure_cost}[job.kind]
-    return work(study, layer_named(job.layer), job.number, folder / f"{job.kind}-{job.layer}-{job.number}")
+    name = job.layer.replace("/", "-")
+    return work(study, layer_named(job.layer), job.number, folder / f"{job.kind}-{name}-{job.number}")
 
 
 def kept(path: Path, settings: dict, compute: Callable[[], dict]) -> dict:

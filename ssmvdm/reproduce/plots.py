@@ -14,6 +14,8 @@ from benchmarks.report.plots import STYLE, Theme
 from benchmarks.shapes import MIB, Layer, layer_named
 from ssmvdm.reproduce.study import REFERENCE
 
+DASHES = {"": "-", "mlp": "--", "glu": "-.", "glu-mlp": (0, (5, 1, 1, 1, 1, 1)), "gss": ":"}  # of lines, by mixer
+
 
 def panel_svgs(result: dict, theme: Theme) -> list[str]:
     """Every panel as an SVG of its own, without legend, for a page that arranges them itself."""
@@ -82,7 +84,8 @@ def _curves(result: dict, name: str) -> np.ndarray:
 def _draw_band(axes: Axes, places: np.ndarray, values: np.ndarray, layer: Layer, theme: Theme) -> None:
     """values (seeds, places): their mean as a line, from the least to the largest as a band."""
     color = layer.color[theme.index]
-    axes.plot(places, values.mean(0), color=color, lw=2.2 if layer.name == REFERENCE else 1.4, zorder=3)
+    style = DASHES[layer.name.partition("/")[2]]
+    axes.plot(places, values.mean(0), ls=style, color=color, lw=2.2 if layer.name == REFERENCE else 1.4, zorder=3)
     axes.fill_between(places, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
 
 
@@ -112,9 +115,8 @@ def _draw_dots(axes: Axes, result: dict, theme: Theme, values: dict[str, list[fl
         spread = np.linspace(-0.15, 0.15, len(seeds)) if len(seeds) > 1 else [0.0]
         axes.plot(place + np.array(spread), seeds, layer.marker, color=color, ms=6, zorder=3)
         axes.hlines(mean(seeds), place - 0.3, place + 0.3, color=color, lw=2)
-    axes.set_xticks(
-        range(len(layers)), [layer.temporal["layer"].replace("-attention", "\nattention") for layer in layers]
-    )
+    names = [layer.name.removesuffix("-sdpa").replace("-attention", "\nattention") for layer in layers]
+    axes.set_xticks(range(len(layers)), [name.replace("/", "\n") for name in names])
     axes.set_xlim(-0.6, len(layers) - 0.4)
 
 

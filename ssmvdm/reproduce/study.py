@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -118,7 +119,9 @@ def ablation(
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     network = study.network if base_channels is None else study.network.of_width(base_channels)
-    given = {name: value for name, value in numbers.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    if frames is not None:  # losses are shown against time too
+        given["cost_frames"] = tuple(sorted({*study.cost_frames, frames}))
     return replace(study, contenders=contenders, network=network, **given)
 
 

@@ -40,7 +40,8 @@ def test_an_ablation_changes_what_it_names():
     found = ablation(study, ("bi-s6/gss", "s4d"), base_channels=24, frames=8, steps=5, seeds=1)
     assert found.contenders == ("bi-s6/gss", "s4d", REFERENCE)
     assert (found.network.base_channels, found.network.heads) == (24, 3)
-    assert found == replace(study, contenders=found.contenders, network=found.network, frames=8, steps=5, seeds=1)
+    numbers = {"frames": 8, "cost_frames": (8, *study.cost_frames), "steps": 5, "seeds": 1}
+    assert found == replace(study, contenders=found.contenders, network=found.network, **numbers)
     assert ablation(study, (REFERENCE, "s6")).contenders == (REFERENCE, "s6")
     networks = found.networks()
     temporal = networks["bi-s6/gss"].temporal

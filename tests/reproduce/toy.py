@@ -17,5 +17,5 @@ TOY = Study(
     feature_steps=2,
     cost_frames=(4, 8),
     cost_repeats=1,
-    contenders=("s6", "bi-s6"),
+    contenders=("s6", "bi-s6/glu", "bi-s6"),
 )
