@@ -109,8 +109,9 @@ def conclusions(results: dict[str, dict[str, list[float]]], labels: dict[str, st
     """
     told = []
     asked = {claim.theirs for claim in CLAIMS} | {REFERENCE}
-    others = (Claim(f"And beside {labels[name]}?", REFERENCE, name) for name in labels if name not in asked)
-    for claim in (*CLAIMS, *others):
+    others = [name for name in labels if name not in asked]
+    compared = (Claim(f"How does {labels[REFERENCE]} compare with {labels[name]}?", REFERENCE, name) for name in others)
+    for claim in (*CLAIMS, *compared):
         findings = []
         for quantity, by_layer in results.items():
             if claim.ours not in by_layer or claim.theirs not in by_layer:

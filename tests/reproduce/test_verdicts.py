@@ -76,7 +76,7 @@ def test_every_other_layer_is_compared_with_the_reference():
     labels = {"bi-s6": "ours", "s6": "causal", "bi-s6/gss": "ours, gss mixer"}
     told = conclusions(results, labels)
     assert [(entry["ours"], entry["theirs"]) for entry in told] == [("bi-s6", "s6"), ("bi-s6", "bi-s6/gss")]
-    assert told[1]["question"] == "And beside ours, gss mixer?"
+    assert told[1]["question"] == "How does ours compare with ours, gss mixer?"
     assert told[1]["findings"][0]["verdict"] == "worse"
 
 
