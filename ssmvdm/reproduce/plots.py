@@ -84,8 +84,8 @@ def _curves(result: dict, name: str) -> np.ndarray:
 def _draw_band(axes: Axes, places: np.ndarray, values: np.ndarray, layer: Layer, theme: Theme) -> None:
     """values (seeds, places): their mean as a line, from the least to the largest as a band."""
     color = layer.color[theme.index]
-    style = DASHES[layer.name.partition("/")[2]]
-    axes.plot(places, values.mean(0), ls=style, color=color, lw=2.2 if layer.name == REFERENCE else 1.4, zorder=3)
+    width = 2.2 if layer.name == REFERENCE else 1.4
+    axes.plot(places, values.mean(0), ls=_dashes(layer), color=color, lw=width, zorder=3)
     axes.fill_between(places, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
 
 
@@ -135,7 +135,7 @@ def _draw_costs(axes: Axes, result: dict, theme: Theme, value: Callable[[dict], 
     for layer in _layers(result):
         rows = sorted((row for row in result["costs"] if row["layer"] == layer.name), key=lambda row: row["frames"])
         points = [row["frames"] for row in rows], [value(row) for row in rows]
-        axes.plot(*points, layer.marker + "-", color=layer.color[theme.index], lw=1.6, ms=5)
+        axes.plot(*points, layer.marker, ls=_dashes(layer), color=layer.color[theme.index], lw=1.6, ms=5)
     axes.set_xscale("log", base=2)
     axes.set_xticks(frames, [str(count) for count in frames])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -147,6 +147,10 @@ PANELS = (draw_relative_loss, draw_loss_by_time, draw_held_out, draw_frechet, dr
 
 def _layers(result: dict) -> list[Layer]:
     return [layer_named(name) for name in result["study"]["contenders"]]
+
+
+def _dashes(layer: Layer):
+    return DASHES[layer.name.partition("/")[2]]
 
 
 def _runs(result: dict) -> list[tuple[Layer, list[dict]]]:
