@@ -6,6 +6,8 @@ ValueError (wrong shape, device or value) that names the tensor, what was expect
 
 from __future__ import annotations
 
+import reprlib
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ _REQUIRED = ("u", "delta", "A", "B", "C", "x", "weight", "decay")
 def prepare_scan(caller: str, tensors: ScanTensors) -> ScanTensors:
     """Apply the autocast rule to the arguments of a scan and check them; returns what the backends are given."""
     _check_are_tensors(caller, tensors)
-    _check_first(caller, "u", tensors.u)
+    check_first(caller, "u", tensors.u)
     low = autocast_dtype(tensors.u)
     if low is not None:
         named = zip(tensors._fields, tensors, strict=True)
@@ -60,7 +62,7 @@ def prepare_scan(caller: str, tensors: ScanTensors) -> ScanTensors:
 def prepare_conv1d(caller: str, tensors: ConvTensors) -> ConvTensors:
     """Apply the autocast rule to the arguments of a convolution and check them."""
     _check_are_tensors(caller, tensors)
-    _check_first(caller, "x", tensors.x)
+    check_first(caller, "x", tensors.x)
     low = autocast_dtype(tensors.x)
     if low is not None:
         x = tensors.x.to(low) if tensors.x.dtype == torch.float32 else tensors.x
@@ -86,7 +88,7 @@ def prepare_conv1d(caller: str, tensors: ConvTensors) -> ConvTensors:
 def prepare_s4d(caller: str, tensors: S4dTensors) -> S4dTensors:
     """Apply the autocast rule to the arguments of an S4D scan, with complex `decay` and `weight`, and check them."""
     _check_are_tensors(caller, tensors)
-    _check_first(caller, "u", tensors.u)
+    check_first(caller, "u", tensors.u)
     low = autocast_dtype(tensors.u)
     if low is not None:
         low_names = ("u", "z", "u_b")
@@ -128,9 +130,18 @@ def check_flag(caller: str, name: str, value: object) -> None:
 
 
 def check_choice(caller: str, name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
+    # The type first: == with an array or a tensor is no bool.
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         known = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{caller}: {name} must be one of {known}, but is {value!r}.")
+        raise ValueError(f"{caller}: {name} must be one of {known}, but is {reprlib.repr(value)}.")
+
+
+def check_tensor(caller: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{caller}: {name} must be a torch.Tensor, but is {_described(value)}.")
+    if value.is_nested or value.layout != torch.strided:
+        kind = "it is nested" if value.is_nested else f"its layout is {value.layout}"
+        raise TypeError(f"{caller}: {name} must be a dense tensor, but {kind}.")
 
 
 def check_size(caller: str, name: str, value: object) -> None:
@@ -187,14 +198,11 @@ def _cast_scan_tensor(name: str, tensor: Tensor | None, low: torch.dtype) -> Ten
 
 def _check_are_tensors(caller: str, tensors: Arguments) -> None:
     for name, tensor in zip(tensors._fields, tensors, strict=True):
-        if isinstance(tensor, Tensor):
-            if tensor.layout != torch.strided:
-                raise TypeError(f"{caller}: {name} must be a dense tensor, but its layout is {tensor.layout}.")
-        elif tensor is not None or name in _REQUIRED:
-            raise TypeError(f"{caller}: {name} must be a torch.Tensor, but is {_described(tensor)}.")
+        if tensor is not None or name in _REQUIRED:
+            check_tensor(caller, name, tensor)
 
 
-def _check_first(caller: str, name: str, tensor: Tensor) -> None:
+def check_first(caller: str, name: str, tensor: Tensor) -> None:
     """Check u or x, whose shape, dtype and device set those of the rest."""
     if tensor.dtype not in SEQUENCE_DTYPES:
         raise TypeError(
@@ -257,7 +265,7 @@ def _check_modulation(caller: str, name: str, tensor: Tensor, u: Tensor, states:
 
 
 def _described(value: object) -> str:
-    return "None" if value is None else f"{value!r}, of type {type(value).__name__}"
+    return "None" if value is None else f"{reprlib.repr(value)}, of type {type(value).__name__}"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -1,5 +1,6 @@
 """Wrong calls: the right type of error, before anything is computed, naming tensor, expectation and what came."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,7 @@ def grouped(groups, states=STATES):
 
 HALF, DOUBLE, COMPLEX = {"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"dtype": torch.complex64}
 META = {"device": "meta"}
+NESTED = torch.nested.nested_tensor([zeros(CHANNELS, LENGTH)] * BATCH)
 WHOLE = (BATCH, CHANNELS, LENGTH, *LANES)
 
 # the call, the change, the error, and pieces of the message in order: tensor, expectation, what came
@@ -68,6 +70,8 @@ TYPES = [
     (scan_call, {"delta_bias": 0}, TypeError, ["delta_bias must be a torch.Tensor", "0"]),
     (scan_call, {"initial_state": 0.0}, TypeError, ["initial_state must be a torch.Tensor", "0.0"]),
     (scan_call, {"u": sequence().to_sparse()}, TypeError, ["u must be a dense tensor", "sparse_coo"]),
+    (scan_call, {"u": NESTED}, TypeError, ["u must be a dense tensor", "nested"]),
+    (scan_call, {"B": NESTED}, TypeError, ["B must be a dense tensor", "nested"]),
     (scan_call, {"delta_softplus": 1}, TypeError, ["delta_softplus must be True or False", "1"]),
     (scan_call, {"delta_softplus": zeros(CHANNELS)}, TypeError, ["delta_softplus must be True or False", "Tensor"]),
     (scan_call, {"return_last_state": None}, TypeError, ["return_last_state must be True or False", "None"]),
@@ -80,6 +84,7 @@ TYPES = [
     (conv_call, {"weight": None}, TypeError, ["weight must be a torch.Tensor", "None"]),
     (conv_call, {"bias": 1.0}, TypeError, ["bias must be a torch.Tensor", "1.0"]),
     (conv_call, {"weight_b": [1]}, TypeError, ["weight_b must be a torch.Tensor", "list"]),
+    (conv_call, {"weight": NESTED}, TypeError, ["weight must be a dense tensor", "nested"]),
 ]
 DTYPES = [
     (scan_call, {"u": sequence(dtype=torch.int64)}, TypeError, ["u must be float32, bfloat16", "int64"]),
@@ -169,6 +174,8 @@ CHOICES = [
     (both_call, {"merge": "add"}, ValueError, ["merge must be one of 'sum', 'mean', 'cat', 'none'", "'add'"]),
     (both_call, {"merge": None}, ValueError, ["merge must be one of", "None"]),
     (both_call, {"merge": 2}, ValueError, ["merge must be one of", "2"]),
+    (both_call, {"merge": np.array(["sum", "cat"])}, ValueError, ["merge must be one of", "array(["]),
+    (scan_call, {"backend": np.array(["cpu", "cuda"])}, ValueError, ["backend must be one of", *KNOWN, "array(["]),
     (conv_call, {"activation": "gelu"}, ValueError, ["activation must be one of 'silu', None", "'gelu'"]),
     (conv_call, {"activation": True}, ValueError, ["activation must be one of", "True"]),
 ]
@@ -190,6 +197,15 @@ def test_a_wrong_call_says_what_is_wrong(case):
         found = message.find(piece, place)
         assert found >= 0, f"{piece!r} is not in the rest of: {message}"
         place = found + len(piece)
+
+
+@pytest.mark.parametrize(
+    "change", [{"u": [0.1] * 200_000}, {"merge": "sum" * 200_000}, {"delta_softplus": list(range(200_000))}]
+)
+def test_the_message_stays_short(change):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        both_call(**change)
+    assert len(str(caught.value)) < 200 and "..." in str(caught.value)
 
 
 @pytest.mark.parametrize("call", [scan_call, both_call, conv_call])
