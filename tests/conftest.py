@@ -37,7 +37,7 @@ def require_backend(name: str) -> str:
     if name in ssmvdm_kernels.available_backends():
         return name
     device = "cuda" if name in GPU_BACKENDS else "cpu"
-    reason = f"backend {name!r} does not run here: {explain(torch.empty(0, device=device), backend=name)}"
+    reason = f"backend {name!r} does not run here: {explain(torch.empty(0, 0, 0, device=device), backend=name)}"
     if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
         pytest.fail(f"{reason}\nCI runs with every backend built.", pytrace=False)
     pytest.skip(reason)

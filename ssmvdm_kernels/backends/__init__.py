@@ -55,13 +55,13 @@ def explain(u: Tensor, *arguments: object, backend: str = "auto", **named_argume
     The choice rests on the device and the dtype of u (x for the convolution), after autocast; the other arguments are
     accepted and not looked at. Nothing is computed.
 
-    Raises:
-        TypeError: u is not a tensor.
-        ValueError: `backend` is not a known name.
+    Raises what every such call raises, whichever backend is to take it:
+        TypeError: u is not a dense tensor of float32, bfloat16, float16 or float64.
+        ValueError: u has fewer than three dimensions; `backend` is not a known name.
     """
     caller = "explain"
-    if not isinstance(u, Tensor):
-        raise TypeError(f"{caller}: u must be a torch.Tensor, but is of type {type(u).__name__}.")
+    validation.check_tensor(caller, "u", u)
+    validation.check_first(caller, "u", u)
     _check_name(caller, backend)
     dtype = _effective_dtype(u)
     chosen = _choose(u) if backend == "auto" else backend

@@ -113,6 +113,25 @@ def test_explain_agrees_with_the_call():
             assert not is_refused
 
 
+@pytest.mark.parametrize(
+    "u",
+    [
+        torch.ones(1, 2, 3, dtype=torch.int32),
+        torch.ones(3),
+        torch.ones(1, 2, 3).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(2, 3)]),
+        None,
+    ],
+    ids=["int32", "one dimension", "sparse", "nested", "None"],
+)
+def test_explain_raises_what_the_call_raises(u):
+    with pytest.raises((TypeError, ValueError)) as refused:
+        selective_scan(u, u, torch.zeros(2, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3))
+    with pytest.raises(refused.type) as explained:
+        explain(u)
+    assert str(explained.value) == str(refused.value).replace("selective_scan:", "explain:")
+
+
 def test_import_is_cheap_and_touches_no_device():
     program = (
         "import sys, torch, ssmvdm_kernels\n"
