@@ -9,7 +9,7 @@ from ..scan import selective_scan
 from .inner import without_autocast
 
 _THEIR_LIBRARIES = (None, "oflex", "core", "mamba")  # CUDA libraries there; here whatever runs best
-_FLOAT_OUTPUT = (None, "oflex", "torch")  # those of their backends that look at `oflex`
+_IGNORE_OFLEX = ("core", "mamba")
 
 
 def selective_scan_fn(
@@ -31,12 +31,12 @@ def selective_scan_fn(
             channels,). B, C: (batch, groups, states, length).
         oflex: return float32 for bfloat16 and float16 sequences, not rounded in between.
         backend: None; "oflex", "core" or "mamba", which are libraries of VMamba and mean None here, but for "core" and
-            "mamba" returning u's dtype in any case; "torch", our "reference"; or one of our backends.
+            "mamba" returning u's dtype whatever `oflex` says; "torch", our "reference"; or one of our backends.
 
     Autocast is not applied: tensors keep the dtypes they come in.
     """
     chosen = "auto" if backend in _THEIR_LIBRARIES else "reference" if backend == "torch" else backend
-    if oflex and backend in _FLOAT_OUTPUT and isinstance(u, Tensor) and u.dtype in (torch.bfloat16, torch.float16):
+    if oflex and backend not in _IGNORE_OFLEX and isinstance(u, Tensor) and u.dtype in (torch.bfloat16, torch.float16):
         u, delta, B, C = (t.float() if isinstance(t, Tensor) else t for t in (u, delta, B, C))
     with without_autocast(u):
         return selective_scan(u, delta, A, B, C, D, None, delta_bias, delta_softplus, backend=chosen)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from ssmvdm import convert
 from ssmvdm_kernels import selective_scan
 from ssmvdm_kernels.compat import mamba, vim, vmamba
+from tests.conftest import require_backend
 from tests.model import paper
 
 from . import flips
@@ -74,10 +75,12 @@ def test_vmambas_seventh_argument_is_not_z():
         vmamba.selective_scan_fn(u, delta, A, B, C, D, z)
 
 
-@pytest.mark.parametrize("backend", [None, "oflex", "core", "mamba", "torch", "reference"])
-def test_vmambas_output_is_float_where_its_backend_has_that(backend):
+@pytest.mark.parametrize("backend", [None, "oflex", "core", "mamba", "torch", "auto", "cpu", "reference"])
+def test_vmambas_output_is_float_but_for_two_of_its_libraries(backend):
+    if backend == "cpu":
+        require_backend(backend)
     u, delta, A, B, C, D, _, bias = scan_arguments(dtype=torch.bfloat16)
-    has_float = backend in (None, "oflex", "torch")
+    has_float = backend not in ("core", "mamba")
     for is_flexible in (True, False):
         y = vmamba.selective_scan_fn(u, delta, A, B, C, D, bias, True, is_flexible, backend)
         assert y.dtype == (torch.float32 if has_float and is_flexible else torch.bfloat16)
