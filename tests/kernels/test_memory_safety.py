@@ -221,8 +221,9 @@ def test_results_do_not_depend_on_earlier_calls(merge, compiled_backend):
     case = Case(merge=merge, channels=5, length=4, states=3)
     wanted = run_case(case, compiled_backend)
     large = dataclasses.replace(case, channels=67, length=150, states=40, lanes=(33,))
-    inputs = {name: None if x is None else torch.full_like(x, torch.nan) for name, x in large.inputs().items()}
-    run(inputs, large, compiled_backend, large.output_gradients()[0])
+    device = device_of(compiled_backend)
+    inputs = {name: None if x is None else torch.full_like(x, torch.nan) for name, x in large.inputs(device).items()}
+    run(inputs, large, compiled_backend, large.output_gradients(device)[0])
     assert_same_bits(run_case(case, compiled_backend), wanted)
 
 
