@@ -124,9 +124,10 @@ def add_up(call: ScanCall, results: Results, d: int, to: Gradients) -> None:
     results.add("delta_bias", d, columns[:, -1])
     if to.over_channels is None:
         return
-    total = to.over_channels.memory.sum(0).movedim(-1, 3)  # (kinds, batch, groups, states, length, lanes)
+    memory = to.over_channels.memory[..., :states]  # beyond which nothing was written
+    total = memory.sum(0).movedim(-1, 3)  # (kinds, batch, groups, states, length, lanes)
     names = [name for name, has in (("B", to.DB), ("C", to.DC)) if has.value]
     for index, name in enumerate(names):
         like = call.of(name, d)
         own = like.shape[1] if like.dim() > call.tensors.u.dim() else 1
-        results.add(name, d, total[index, :, :, :states].unflatten(1, (own, call.groups // own)).sum(2))
+        results.add(name, d, total[index].unflatten(1, (own, call.groups // own)).sum(2))
