@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(Map::kThreads, 1) scan_backward_kernel(const B
 // The division of a call and its workspace.
 template <class Map>
 struct Division {
-  static constexpr int64_t kBlocks = 528;  // about; sums over sequences are divided among them, so it is a constant
+  static constexpr int64_t kBlocks = 528;  // at most; sums over sequences are divided among them, so it is a constant
   BackwardParams p{};
   int64_t blocks, workspace_bytes = 0;
   int32_t threads, shared_bytes;

@@ -97,15 +97,16 @@ inline int32_t slice_width(int64_t channels, int32_t step, int32_t most) {
   return best;
 }
 
-// Divides the units of every slice among about `blocks` blocks in all. Returns how many blocks there are.
+// Divides the units of every slice among at most `blocks` blocks in all, or one for each slice. Returns how many there
+// are: one more than a device holds at a time would double the time.
 template <class Map>
 int64_t divide(ScanParams& p, int64_t groups, int32_t width, int32_t laps, int64_t blocks) {
   p.width = width, p.laps = laps;
   p.group_slices = int32_t((p.group_channels + width * laps - 1) / (width * laps));
   p.slices = int32_t(groups * p.group_slices);
   p.units = (p.sequences + Map::kUnit - 1) / Map::kUnit;
-  const int64_t least = blocks / p.slices + 1;
-  p.unit_step = p.units < least ? p.units : least;
+  const int64_t most = blocks < p.slices ? 1 : blocks / p.slices;
+  p.unit_step = p.units < most ? p.units : most;
   return p.unit_step * p.slices;
 }
 

@@ -93,6 +93,14 @@ def test_other_devices(machine):
     assert not failures("fast", "scan", [suite.scan(case, MACHINES[machine]) for case in found])
 
 
+def test_no_more_blocks_than_a_device_holds():
+    """The forward pass wants 32 blocks of a multiprocessor, which seven slices of the channels do not divide."""
+    case = Case(layout="channels", states=16, length=1, channels=224, lanes=(), batch=12)
+    check = suite.scan(case, calls.Machine(multiprocessors=1), backward=False)
+    found = calls.run(build.harness("fast", "scan"), check.job)
+    assert not found.problems and 28 <= found.counters["blocks"] <= 32
+
+
 BITS = [
     Case(layout=layout, length=21, channels=34, lanes=lanes, states=states, separate=separate)
     for layout in LAYOUTS
