@@ -9,6 +9,9 @@ namespace ssmvdm::cuda {
 struct Device {
   int32_t multiprocessors;
   int32_t shared_bytes;  // dynamic shared memory that one block can have at most
+
+  // The same of a block that takes part / whole of a multiprocessor, which keeps a KiB of its memory for each block.
+  int64_t shared_bytes_of(int64_t part, int64_t whole) const { return (shared_bytes + 1024) * part / whole - 1024; }
 };
 
 // Of the current device. Returns null, or the CUDA runtime's sentence on what failed, as every launcher does.

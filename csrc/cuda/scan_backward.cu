@@ -135,7 +135,7 @@ struct Division {
     int64_t shared = p.directions * kTileFloats<Map> + Rows<float, kRows>::kFloats * threads +
                      (p.wants_states ? Sums::kFloats : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
-    const int64_t budget = int64_t(device.shared_bytes) / int64_t(sizeof(float)) * threads / Map::kThreads;
+    const int64_t budget = device.shared_bytes_of(threads, Map::kThreads) / int64_t(sizeof(float));
     const auto take = [&](int64_t floats) {
       float* const own = reinterpret_cast<float*>(workspace + workspace_bytes);
       workspace_bytes += (floats * int64_t(sizeof(float)) + 255) / 256 * 256;

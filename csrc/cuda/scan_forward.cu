@@ -162,7 +162,7 @@ struct Division {
     threads = p.width / Map::kChannels * Map::kUnit * p.directions;
     const int64_t floats = exchanges ? columns * p.width * Map::kUnit : 0, size = sizeof(float);
     const int64_t own = p.directions * kTileFloats<Map> + Rows<float, kRows * Map::kChannels>::kFloats * threads;
-    const bool in_shared = (own + floats) * size <= device.shared_bytes / 2;
+    const bool in_shared = (own + floats) * size <= device.shared_bytes_of(1, 2);
     blocks = divide<Map>(p, args.groups, width, 1, int64_t(device.multiprocessors) * (in_shared ? 32 : 4));
     p.exchange_floats = floats;
     workspace_bytes = in_shared ? 0 : blocks * floats * size;
