@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from ssmvdm import TemporalConfig, UNet3D, UNet3DConfig
 from ssmvdm_kernels import backends, causal_conv1d, check, explain, selective_scan
 from ssmvdm_kernels.backends.cuda import CudaBackend
 from ssmvdm_kernels.ops import BOTH, FORWARD, NEEDS_Y, REVERSE
+from tests.gpu import large, test_large
 from tests.kernels import cases, test_conv, test_gradients, test_s4d, test_torch, truth
 from tests.kernels.bounds import usage
 from tests.kernels.cases import Case
@@ -132,6 +135,13 @@ def test_same_bits_on_any_machine_in_any_order_and_from_any_memory(case):
     torch.use_deterministic_algorithms(True)  # memory is allocated full of NaN, workspaces of 255
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert_same_bits(run_emulated(case), wanted, "poisoned memory")
+
+
+def test_many_sequences_have_the_bits_of_the_few():
+    """The video shape of the GPU's own tests, on as many multiprocessors and with fewer channels and time steps."""
+    emulated.configure(Machine(multiprocessors=132, exact=True))
+    few = dataclasses.replace(test_large.VIDEO, channels=8, length=1)
+    large.check(large.Large(few, 2), "cuda", "cpu")
 
 
 def permuted(x: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:

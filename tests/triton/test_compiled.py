@@ -7,9 +7,13 @@ import json
 import pytest
 import triton
 
+from ssmvdm_kernels.triton_kernels import scan_backward
+from ssmvdm_kernels.triton_kernels.launch import sizes_of
+from tests.gpu import test_large
+
 from . import table
 from .kernels import CALLS, LAYOUTS
-from .offline import TARGETS
+from .offline import TARGETS, compiling_for
 
 TABLE = json.loads(table.FILE.read_text())
 MOST_REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "sm_120": 255, "gfx942": 512}  # that a thread can have
@@ -35,6 +39,16 @@ def test_the_scan_over_channels(call):
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_every_kernel(architecture, call, layout):
     check(architecture, call, layout)
+
+
+@pytest.mark.parametrize("shape", test_large.SHAPES)
+def test_few_sequences_and_many_are_divided_alike(shape):
+    """So that the sums over channels have the same bits, which the GPU's own tests of these shapes want."""
+    large = test_large.SHAPES[shape]
+    u = large.few.inputs("meta")["u"]
+    with compiling_for("sm_90", ()):
+        sizes = [sizes_of(x, large.few.states, 1, scan_backward.TILINGS.of(x)) for x in (u, large.repeated(u))]
+    assert sizes[0].channel_slices == sizes[1].channel_slices
 
 
 @pytest.mark.parametrize("version", TABLE)
