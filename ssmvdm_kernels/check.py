@@ -2,7 +2,8 @@
 
     python -m ssmvdm_kernels.check [--backend NAME ...]
 
-Exit status 0: every backend here, or each of those named, computes what it should; 1: it does not.
+Exit status 0: every backend here, or each of those named, computes what it should; 1: it does not, or one that is named
+does not run here.
 
 Each compiled backend runs the public functions forward and backward, in every storage type, memory layout, direction
 and merge, and every output and every gradient is compared with the float64 reference. An error is
@@ -271,15 +272,17 @@ def main(arguments: list[str] | None = None) -> int:
         description="Compares every compiled backend on this machine with the float64 reference.",
     )
     names = [name for known in BACKENDS.values() for name in known]
-    parser.add_argument("--backend", nargs="+", choices=names, default=names, help="these alone (default: all)")
-    chosen = parser.parse_args(arguments).backend
+    parser.add_argument("--backend", nargs="+", choices=names, default=[], help="these alone (default: all)")
+    named = parser.parse_args(arguments).backend
     started = time.perf_counter()
     checked = failed = 0
+    absent = dict.fromkeys(named)
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for backend in (name for name in BACKENDS[device] if name in chosen):
+        for backend in (name for name in BACKENDS[device] if name in (named or names)):
             if backend not in available_backends():
                 print(f"{backend} on {device}: not checked. {missing(backend)}")
                 continue
+            absent.pop(backend, None)
             print(f"{backend} on {device}")
             print(f"{'':<7} {'':<14} {'':<9} {'error':>10} {'allowed':>10}  {'':<7} worst tensor")
             for row in check_backend(backend, device, storage_types(backend, device)):
@@ -289,11 +292,12 @@ def main(arguments: list[str] | None = None) -> int:
     elapsed_s = time.perf_counter() - started
     if checked == 0:
         print("Nothing was checked: no compiled backend runs here.")
-    elif failed:
-        print(f"FAILED: {failed} of {checked} rows, {elapsed_s:.1f} s.")
+    elif failed or absent:
+        problems = [f"no {name} here" for name in absent] + ([f"{failed} of {checked} rows"] if failed else [])
+        print(f"FAILED: {', '.join(problems)}, {elapsed_s:.1f} s.")
     else:
         print(f"All {checked} rows within their allowance, {elapsed_s:.1f} s.")
-    return 0 if checked and not failed else 1
+    return 0 if checked and not failed and not absent else 1
 
 
 if __name__ == "__main__":

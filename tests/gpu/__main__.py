@@ -85,10 +85,10 @@ def check_stage(obstacle: str | None) -> Stage:
 
 
 def pytest_stage(name: str, limit_s: float, obstacle: str | None, *arguments: str, **environment: str) -> Stage:
-    """It ends by itself before its limit, so that failures are told."""
+    """It ends by itself before its limit, so that failures are told. A backend that does not run is one."""
     options = ("-q", "-p", "no:cacheprovider", "-p", "tests.gpu.deadline", f"--stop-after={limit_s - STOP_S}")
     command = python("-m", "pytest", *options, *arguments)
-    return Stage(name, command, limit_s, environment, obstacle, {deadline.MESSAGE: "timed out"})
+    return Stage(name, command, limit_s, {"CI": "1", **environment}, obstacle, {deadline.MESSAGE: "timed out"})
 
 
 def kernel_tests(backend: str, obstacle: str | None) -> Stage:

@@ -1,7 +1,8 @@
 """python -m tests.gpu.sanitized: the calls that compute-sanitizer watches. Nothing is compared here.
 
-Every operator in every mode and layout, then scans of edge shapes, on every GPU backend in turn; as many as fit in the
-time, since a tool slows them down a hundredfold. The last line says how many there were.
+Every operator in every mode and layout, then scans of edge shapes, on every GPU backend in turn, or on those that
+--backend names; as many as fit in --seconds, since a tool slows them down a hundredfold. The last line says how many
+there were.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ssmvdm_kernels import available_backends, check
+from ssmvdm_kernels.backends import missing
 from tests.kernels import cases
 from tests.kernels.cases import Case
 from tests.kernels.checks import run_case
@@ -64,15 +66,16 @@ def run_all(names: list[str], device: str, seconds: float) -> dict[str, int]:
     return counts
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.sanitized", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
-    seconds = parser.parse_args().seconds
-    names = [name for name in BACKENDS if name in available_backends()]
-    if not names:
-        print("no backend for GPUs runs here")
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=BACKENDS)
+    options = parser.parse_args(arguments)
+    absent = [name for name in options.backend if name not in available_backends()]
+    if absent:
+        print("\n".join(f"{name} does not run here: {missing(name)}" for name in absent))
         return 1
-    counts = run_all(names, "cuda", seconds)
+    counts = run_all(options.backend, "cuda", options.seconds)
     print("calls: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     return 0 if all(counts.values()) else 1
 

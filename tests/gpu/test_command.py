@@ -187,6 +187,30 @@ def test_the_watched_calls_run_and_are_counted():
     assert sanitized.run_all([backend], "cpu", 0.0) == {backend: 0}
 
 
+@pytest.mark.parametrize("here", [(), ("triton",)])
+def test_every_backend_has_to_be_watched(here, monkeypatch, capsys):
+    monkeypatch.setattr(sanitized, "available_backends", lambda: here)
+    assert sanitized.main(["--seconds", "0"]) == 1
+    printed = capsys.readouterr().out
+    assert all((f"{name} does not run here" in printed) == (name not in here) for name in ("cuda", "triton"))
+
+
+SKIPPED = """
+from tests.conftest import require_backend
+
+def test_one(monkeypatch):
+    monkeypatch.setattr("ssmvdm_kernels.available_backends", tuple)
+    require_backend("cuda")
+"""
+
+
+def test_a_backend_that_was_not_built_fails_the_session(tmp_path):
+    """It is not skipped: a stage in which nothing ran would pass."""
+    (tmp_path / "test_skipped.py").write_text(SKIPPED)
+    found = run_stage(command.pytest_stage("skipped", 60.0, None, str(tmp_path), f"--rootdir={tmp_path}"), tmp_path)
+    assert found.status == "failed" and any("'cuda' does not run here" in line for line in found.tail)
+
+
 def test_outcomes_are_plain_values():
     found = Outcome("a", "passed", 1.0, "", "true").as_json()
     assert json.loads(json.dumps(found))["name"] == "a"

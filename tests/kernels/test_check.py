@@ -52,3 +52,16 @@ def test_nothing_to_check_is_a_failure(monkeypatch, capsys):
     assert check.main([]) == 1
     printed = capsys.readouterr().out
     assert "cpu on cpu: not checked" in printed and "Nothing was checked" in printed
+
+
+@pytest.mark.parametrize("here", [("cpu",), ("cpu", "cuda")])
+def test_a_backend_that_is_named_has_to_be_here(here, monkeypatch, capsys):
+    """On a device that is here; one that no name asks for may be missing."""
+    monkeypatch.setattr(check, "BACKENDS", {"cpu": ("cpu", "cuda")})
+    monkeypatch.setattr(check, "available_backends", lambda: here)
+    monkeypatch.setattr(check, "storage_types", lambda *_: ["float32"])
+    monkeypatch.setattr(check, "check_backend", lambda *_: iter([check.Row("scan", "sum", "float32", "y")]))
+    assert check.main([]) == 0
+    capsys.readouterr()
+    assert check.main(["--backend", "cpu", "cuda"]) == (0 if "cuda" in here else 1)
+    assert ("FAILED: no cuda here" in capsys.readouterr().out) == ("cuda" not in here)
