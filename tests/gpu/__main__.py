@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -175,6 +176,8 @@ def run(chosen: list[Phase], out: Path | None, device: str) -> int:
     def note(outcome: Outcome) -> None:
         with lock:
             noted.append(outcome)
+            if outcome.name == "build":  # this process has loaded what was there before it
+                environment["backends"] = backends_here()
             report(outcome)
             if out is not None:
                 write(environment, noted, out)
@@ -186,6 +189,12 @@ def run(chosen: list[Phase], out: Path | None, device: str) -> int:
         return 1
     print(f"FAILED: {', '.join(failed)}" if failed else "No stage failed.")
     return 1 if failed else 0
+
+
+def backends_here() -> list[str]:
+    """Those that a new process finds."""
+    program = python("-c", "import ssmvdm_kernels; print(*ssmvdm_kernels.available_backends())")
+    return subprocess.run(program, capture_output=True, text=True).stdout.split()
 
 
 def write(environment: dict, outcomes: list[Outcome], out: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssmvdm_kernels import available_backends
 from tests.conftest import require_backend
 
 from . import __main__ as command
@@ -175,6 +176,15 @@ def test_the_outcome_is_written_as_it_grows_and_decides_the_status(tmp_path, mon
     assert not found["passed"] and {"device", "date", "commit", "torch"} < set(found["environment"])
     assert capsys.readouterr().out.endswith("FAILED: bad\n")
     assert command.run([((code("print('fine')", "good"),),)], None, "cpu") == 0
+
+
+def test_the_backends_are_those_that_were_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "WORK", tmp_path / "work")
+    monkeypatch.setattr(command.gpu_device, "describe", lambda device: {"backends": ["before"]})
+    monkeypatch.setattr(command.gpu_device, "one_line", str)
+    assert command.run([((code("print()", "build"),),)], tmp_path, "cpu") == 0
+    found = json.loads((tmp_path / "test-gpu.json").read_text())
+    assert found["environment"]["backends"] == list(available_backends())
 
 
 def test_the_watched_calls_run_and_are_counted():
