@@ -7,7 +7,8 @@ counts               "layer", "frames": [...], "network", "widths", "width_frame
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -175,9 +176,10 @@ def modes(request: dict) -> dict:
         for mode in ("fast", "lean")
     }
     batch = steps["fast"].batch(0)
-    losses = {mode: step.loss(*batch) for mode, step in steps.items()}
-    for loss in losses.values():
-        loss.backward()
+    with without_tf32():
+        losses = {mode: step.loss(*batch) for mode, step in steps.items()}
+        for loss in losses.values():
+            loss.backward()
     pairs = zip(*(step.model.parameters() for step in steps.values()), strict=True)
     differences = [(a.grad - b.grad).abs().max() / a.grad.abs().max().clamp(min=GRADIENT_FLOOR) for a, b in pairs]
     gate = Gate(
@@ -197,6 +199,20 @@ def modes(request: dict) -> dict:
         "parameters": count_parameters(steps["lean"].model),
         "ratio": timing.ratio(samples["lean"], samples["fast"]),
     }
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions and matrix products of a GPU in float32, whose rounding the gate allows. cuDNN's default is TF32."""
+    libraries = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [library.allow_tf32 for library in libraries]
+    try:
+        for library in libraries:
+            library.allow_tf32 = False
+        yield
+    finally:
+        for library, allowed in zip(libraries, before, strict=True):
+            library.allow_tf32 = allowed
 
 
 def counts(request: dict) -> dict:
