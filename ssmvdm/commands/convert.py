@@ -40,7 +40,7 @@ class ConvertCheckpointOptions:
     """Their model-N.pt."""
 
     out: Annotated[Path, tyro.conf.Positional]
-    """Run folder to write; give it to `ssmvdm sample` and `ssmvdm evaluate`."""
+    """Run folder to write, without a file in it; give it to `ssmvdm sample` and `ssmvdm evaluate`."""
 
     arguments: Path
     """JSON file with the keyword arguments of their Unet3D, {"dim": 112, "dim_mults": [1, 2, 4, 8], "attn_heads": 14,
@@ -89,6 +89,9 @@ def run_checkpoint(options: ConvertCheckpointOptions) -> None:
     arguments = read_object(options.arguments)
     if not options.source.is_file():
         raise InputError(f"expected a file, {options.source} is none")
+    if (file := next((path for path in options.out.rglob("*") if not path.is_dir()), None)) is not None:
+        # Beside the checkpoints of anything else its step would be passed over, or replace theirs.
+        raise InputError(f"{options.out}: expected a new or empty folder, it has {file}; choose another folder")
     try:
         data = DataConfig(options.data, options.frames, options.size, merge_splits=True)  # as they trained
         state = state_from_paper(options.source, arguments, data, options.loss)

@@ -79,6 +79,24 @@ def test_training_can_go_on_from_it(shipped, tmp_path, capsys):
     assert not any(moment.any() for moment in state.optimizer.values())
 
 
+@pytest.mark.parametrize("fixture", ["unet_attn"], indirect=True)
+@pytest.mark.parametrize("held", [f"checkpoints/step-{TRAINED}", "checkpoints/step-30", "log.jsonl"])
+def test_a_folder_that_has_anything_is_refused_and_left_as_it_is(shipped, tmp_path, capsys, held):
+    out = tmp_path / "run"
+    if str(TRAINED) in held:
+        assert convert(capsys, shipped, out)[0] == 0  # the same once more, with other options
+    else:
+        (out / "checkpoints").mkdir(parents=True)
+        (out / held).write_text("of a run")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    shipped[0].write_bytes(b"is not read")
+    status, said, complaint = convert(capsys, shipped, out, "--frames", "16")
+    assert (status, said, complaint.count("\n")) == (2, "", 1)
+    assert f"{out}: expected a new or empty folder, it has {out / held}" in complaint
+    assert complaint.endswith("; choose another folder\n")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def with_tensor(content, name, tensor):
     return content | {"model": content["model"] | {name: tensor}}
 
