@@ -15,7 +15,8 @@ from ssmvdm.json_file import read_object
 class ConvertDataOptions:
     """Turn a data set as it is shipped into one .npy per video, in the folders train and test.
 
-    UCF101, MSR-VTT and moving MNIST need no conversion. An interrupted conversion is taken up where it stopped.
+    UCF101, MSR-VTT and moving MNIST need no conversion. An interrupted conversion is taken up where it stopped, as long
+    as no file of the source has changed; a folder with videos of anything else is refused.
     """
 
     name: Annotated[Literal["minerl", "gqn-mazes", "carla"], tyro.conf.Positional]

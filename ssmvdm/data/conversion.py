@@ -10,6 +10,7 @@ UCF101, MSR-VTT and moving MNIST are read as they are shipped.
 """
 
 import io
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,15 +18,19 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from ssmvdm.data.datasets import DATA_SETS, numbered_first
-from ssmvdm.data.export import write_npy
+from ssmvdm.data.datasets import DATA_SETS, numbered_first, video_names
+from ssmvdm.data.export import replacing, write_npy
 from ssmvdm.data.files import UnusableVideo, foreign_bytes
 from ssmvdm.data.tfrecord import byte_features, read_records
 from ssmvdm.data.torch_files import load_tensors
 from ssmvdm.data.videos import SUFFIXES, ArrayVideo, Video, open_video
+from ssmvdm.json_file import read_object
 
+SPLITS = ("train", "test")
+RECORD = "conversion.json"
 CARLA_HELD_OUT = 100
 CONVERTED = ("minerl", "gqn-mazes", "carla")
+Files = dict[str, list[Path]]  # of the source, by split
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,21 @@ class _Item:
 
 
 def convert_data_set(name: str, source: Path, out: Path) -> Iterator[Converted]:
-    """Convert video by video. A video whose file is there already is passed over, so that an interrupted conversion
-    can be taken up; one that cannot be read is told and left out.
+    """Convert video by video; one that cannot be read is told and left out. An interrupted conversion is taken up: a
+    video whose file is there already is passed over. That is right for the very same files of the source alone, which
+    out/conversion.json lists.
 
-    Raises ValueError if the source is not in one of the forms of this data set, or if a tfrecord is damaged: what
-    follows in it cannot be found.
+    Raises ValueError if the source is not in one of the forms of this data set, if `out` has videos of anything else,
+    or if a tfrecord is damaged: what follows in it cannot be found.
     """
     if name not in CONVERTED:
         raise ValueError(f"name must be one of {', '.join(CONVERTED)}, got {name!r}")
-    items = _carla(source) if name == "carla" else _train_and_test(source)
-    edge = DATA_SETS[name].edge
-    for item in items:
+    files = _carla(source) if name == "carla" else _train_and_test(source)
+    _begin(out, {"data set": name, "source": str(source.resolve()), **_facts(source, files)})
+    edge, unexplained = DATA_SETS[name].edge, _standing(out)
+    for item in _carla_items(files) if name == "carla" else _numbered_items(files):
         target = out / item.name
+        unexplained.discard(target)
         problem = None
         if not target.exists():
             try:
@@ -71,19 +79,56 @@ def convert_data_set(name: str, source: Path, out: Path) -> Iterator[Converted]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_npy(target, video)
         yield Converted(target, item.origin, problem)
+    if unexplained:
+        raise ValueError(f"{out} has {min(unexplained)}, which is no video of {source}; choose another folder")
 
 
-def _train_and_test(source: Path) -> Iterator[_Item]:
+def _facts(source: Path, files: Files) -> dict[str, str]:
+    """What a conversion depends on: of each file the split, the size and the time of its last change."""
+    facts = {}
+    for split, paths in files.items():
+        for path in paths:
+            status = path.stat()
+            told = f"{split}, {status.st_size} bytes, modified at {status.st_mtime_ns} ns"
+            facts[path.relative_to(source).as_posix()] = told
+    return facts
+
+
+def _begin(out: Path, record: dict[str, str]) -> None:
+    """Leave the record in a folder without videos, or make sure that it is that of the videos which are there."""
+    if (out / RECORD).exists():
+        begun = read_object(out / RECORD)
+        for name in {**begun, **record}:
+            theirs, ours = (facts.get(name, "absent") for facts in (begun, record))
+            if theirs != ours:
+                told = f"with {name} {theirs!r}, not {ours!r}"
+                raise ValueError(f"{out} has a conversion {told}; choose another folder")
+    elif videos := _standing(out):
+        raise ValueError(f"{out} has {min(videos)} and no {RECORD} that says what it is of; choose another folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(out / RECORD) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="ascii")
+
+
+def _standing(out: Path) -> set[Path]:
+    """The videos that the data set's reader would find."""
+    folders = (out / split for split in SPLITS)
+    return {folder / name for folder in folders if folder.is_dir() for name in video_names(folder)}
+
+
+def _train_and_test(source: Path) -> Files:
     """Tfrecords of both splits anywhere below the source, or the videos in its folders train and test."""
-    splits = ("train", "test")
-    records = {split: sorted(source.rglob(f"*{split}.tfrecord*")) for split in splits}
-    folders = {split: _videos(source / split) for split in splits}
+    records = {split: sorted(source.rglob(f"*{split}.tfrecord*")) for split in SPLITS}
+    folders = {split: _videos(source / split) for split in SPLITS}
     for found in (records, folders):
         if all(found.values()):
-            break
-    else:
-        raise ValueError(f"{source} has neither train and test .tfrecord files nor folders train and test with videos")
-    for split, paths in found.items():
+            return found
+    raise ValueError(f"{source} has neither train and test .tfrecord files nor folders train and test with videos")
+
+
+def _numbered_items(files: Files) -> Iterator[_Item]:
+    for split, paths in files.items():
         for number, (origin, load) in enumerate(_loaders(paths)):
             yield _Item(f"{split}/{number}.npy", origin, load)
 
@@ -124,15 +169,20 @@ def decode_example(record: bytes) -> np.ndarray:
     return np.stack([np.asarray(image.convert("RGB")) for image in images])
 
 
-def _carla(source: Path) -> Iterator[_Item]:
+def _carla(source: Path) -> Files:
     matches = ((re.fullmatch(r"video_(\d+)", path.stem), path) for path in source.glob("video_*.pt"))
     by_number = {int(match[1]): path for match, path in matches if match}
     if not by_number:
         raise ValueError(f"{source} has no files video_N.pt")
-    for split, numbers in carla_split(source, sorted(by_number)).items():
-        for number in numbers:
-            path = by_number[number]
-            yield _Item(f"{split}/{number}.npy", str(path), lambda path=path: _all_frames(_tensor_video(path)))
+    splits = carla_split(source, sorted(by_number))
+    return {split: [by_number[number] for number in numbers] for split, numbers in splits.items()}
+
+
+def _carla_items(files: Files) -> Iterator[_Item]:
+    for split, paths in files.items():
+        for path in paths:
+            name = f"{split}/{int(path.stem.removeprefix('video_'))}.npy"
+            yield _Item(name, str(path), lambda path=path: _all_frames(_tensor_video(path)))
 
 
 def carla_split(source: Path, numbers: list[int]) -> dict[str, list[int]]:

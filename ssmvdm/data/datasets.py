@@ -41,7 +41,7 @@ class DataSet:
 
 def split_folder(root: Path) -> Split:
     """By folders called train and test, or by the hash of the name."""
-    names = _videos(root)
+    names = video_names(root)
     if (root / "train").is_dir() and any((root / name).is_dir() for name in HELD_OUT_FOLDERS):
         return split_train_test(root)
     held_out = [name for name in names if _hash(name) < 2**64 // HELD_OUT_SHARE]
@@ -57,12 +57,12 @@ def split_train_test(root: Path) -> Split:
     for folder in (root / "train", held_out):
         if not folder.is_dir():
             raise ValueError(f"path: expected the folders train and test in {root}, {folder.name} is missing")
-    return _files(root / "train", _videos(root / "train")), _files(held_out, _videos(held_out))
+    return _files(root / "train", video_names(root / "train")), _files(held_out, video_names(held_out))
 
 
 def split_ucf101(root: Path) -> Split:
     """The official lists name Class/video.avi, the training list also the number of the class."""
-    by_name = {PurePosixPath(name).parts[-2:]: name for name in _videos(root)}
+    by_name = {PurePosixPath(name).parts[-2:]: name for name in video_names(root)}
     halves = []
     for list_name in ("trainlist01.txt", "testlist01.txt"):
         lines = [line.split() for line in _only(root, list_name).read_text(encoding="utf-8").splitlines()]
@@ -76,7 +76,7 @@ def split_ucf101(root: Path) -> Split:
 
 
 def split_msrvtt(root: Path) -> Split:
-    by_name = {PurePosixPath(name).stem: name for name in _videos(root)}
+    by_name = {PurePosixPath(name).stem: name for name in video_names(root)}
     split_of, captions = _read_captions(root)
     parts: dict[str, list[VideoFile]] = {"train": [], "validate": [], "test": []}
     for name in sorted(split_of.keys() & by_name.keys(), key=lambda name: (len(name), name)):  # video2 before video10
@@ -115,7 +115,7 @@ def numbered_first(name: str) -> tuple:
     return (not stem.isdecimal(), int(stem) if stem.isdecimal() else 0, name)
 
 
-def _videos(root: Path) -> list[str]:
+def video_names(root: Path) -> list[str]:
     """Names, relative to root, of what may be a video, hidden files left out."""
     if not root.is_dir():
         raise ValueError(f"path: expected a folder of videos, {root} is none")

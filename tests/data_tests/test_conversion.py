@@ -1,5 +1,6 @@
 """From what is shipped to one file per video, which its reader then takes."""
 
+import os
 import struct
 
 import numpy as np
@@ -123,11 +124,95 @@ def test_an_interrupted_conversion_is_taken_up(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "write_npy", until_the_third)
     with pytest.raises(KeyboardInterrupt):
         convert("minerl", tmp_path / "in", tmp_path / "out")
-    assert len(list((tmp_path / "out").rglob("*"))) == 1 + 2  # the folder and two whole files
+    assert len(list((tmp_path / "out").rglob("*"))) == 1 + 1 + 2  # the record, the folder and two whole files
     monkeypatch.setattr(conversion, "write_npy", lambda path, video: (written.append(path), write(path, video)))
     convert("minerl", tmp_path / "in", tmp_path / "out")
     assert len(written) == len(set(written)) == 4
     assert read_back("minerl", tmp_path / "out") == [[0, 1, 2], [3]]
+
+
+def save(path, video=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, walk(video))
+
+
+def make_folders(root):
+    for name in ("train/0", "train/2", "test/0"):
+        save(root / f"{name}.npy")
+
+
+def replace_by_one_of_the_same_size(path):
+    save(path, 7)
+    os.utime(path, (1, 1))
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda train: save(train / "1.npy"), r"train/1\.npy 'absent', not 'train, \d+ bytes, "),
+        (lambda train: (train / "0.npy").unlink(), r"train/0\.npy 'train, .*', not 'absent'"),
+        (lambda train: replace_by_one_of_the_same_size(train / "0.npy"), r"train/0\.npy .* at 1000000000 ns'"),
+    ],
+)
+def test_only_the_same_files_are_gone_on_with(tmp_path, change, told):
+    source, out = tmp_path / "in", tmp_path / "out"
+    make_folders(source)
+    assert len(convert("minerl", source, out)) == len(convert("minerl", source, out)) == 3
+    before = content(out)
+    change(source / "train")
+    with pytest.raises(ValueError, match=f"out has a conversion with {told}.*; choose another folder"):
+        convert("minerl", source, out)
+    assert content(out) == before
+
+
+def test_neither_another_source_nor_another_data_set_is_gone_on_with(tmp_path):
+    for name in ("in", "other"):
+        make_folders(tmp_path / name)
+    convert("minerl", tmp_path / "in", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"out has a conversion with source '.*/in', not '.*/other'; choose"):
+        convert("minerl", tmp_path / "other", tmp_path / "out")
+    with pytest.raises(ValueError, match="out has a conversion with data set 'minerl', not 'gqn-mazes'; choose"):
+        convert("gqn-mazes", tmp_path / "in", tmp_path / "out")
+
+
+def test_no_video_of_carla_comes_into_both_halves(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "CARLA_HELD_OUT", 1)
+    source, out = tmp_path / "in", tmp_path / "out"
+    make_carla(source)
+    convert("carla", source, tmp_path / "of-lists")
+    for split, number in (("train", 2), ("test", 7)):
+        (source / f"video_{split}.csv").write_text(f"0,video_{number}.pt\n")
+    with pytest.raises(ValueError, match=r"of-lists has a conversion with video_0\.pt 'train, .*', not 'absent'"):
+        convert("carla", source, tmp_path / "of-lists")
+    for path in source.glob("*.csv"):
+        path.unlink()
+    convert("carla", source, out)
+    before = content(out)
+    torch.save(torch.from_numpy(walk(9, edge=128)), source / "video_9.pt")
+    with pytest.raises(ValueError, match=r"out has a conversion with video_7\.pt 'test, .*', not 'train, .*'; choose"):
+        convert("carla", source, out)
+    assert content(out) == before
+
+
+def test_videos_that_the_record_does_not_explain_are_refused(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    make_folders(source)
+    save(out / "train" / "0.npy", 9)
+    with pytest.raises(ValueError, match=r"out has .*/train/0\.npy and no conversion\.json .*; choose another folder"):
+        convert("minerl", source, out)
+    assert [path.name for path in out.iterdir()] == ["train"]
+    (out / "train" / "0.npy").unlink()
+    convert("minerl", source, out)
+    save(out / "test" / "more" / "5.npy")
+    with pytest.raises(ValueError, match=r"out has .*/test/more/5\.npy, which is no video of .*/in; choose"):
+        convert("minerl", source, out)
+    (out / "conversion.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"conversion\.json: expected a JSON object, got list"):
+        convert("minerl", source, out)
 
 
 def test_videos_that_cannot_be_read_are_told_and_keep_no_file(tmp_path):
