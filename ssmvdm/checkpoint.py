@@ -304,7 +304,7 @@ def _facts(path: Path) -> tuple[TrainingConfig, dict]:
         raise CheckpointError(f"{path / FACTS}: config: expected fields by name, got {facts['config']!r:.80}")
     try:
         return TrainingConfig.from_dict(facts["config"]), facts
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path / FACTS}: config: {error}") from error
 
 

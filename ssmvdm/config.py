@@ -1,13 +1,16 @@
 """What a network is made of, as frozen dataclasses. `dataclasses.asdict` takes them to JSON, `from_dict` back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
+from ssmvdm.fields import check_choice, check_positive, check_types, construct
 from ssmvdm.temporal.registry import canonical_name, check_exists
 
 ATTENTION_BACKENDS = ("einsum", "sdpa")
 MEMORY_MODES = ("lean", "fast")
 S4D_FORMS = ("scan", "fft")
+MOST_LEVELS = 16  # a video has 2 ** 15 pixels to a side there
+MOST_TIME_LINEARS = 16
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,17 @@ class TemporalConfig:
     s4d_form: str = "scan"
 
     def __post_init__(self):
+        check_types(self)
         object.__setattr__(self, "layer", canonical_name(self.layer))
         check_exists(self.layer, self.mixer)
         check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         check_choice("memory", self.memory, MEMORY_MODES)
         check_choice("s4d_form", self.s4d_form, S4D_FORMS)
-        check_positive(self, "heads", "dim_head", "states")
+        check_positive(self, "heads", "dim_head", "states", "linear_dim")
         if self.dim_head % 2:
             raise ValueError(f"dim_head must be even (rotary embedding turns pairs of features), got {self.dim_head}")
         if self.layer.endswith("s4d") and self.states % 2:
             raise ValueError(f"states must be even for {self.layer!r} (pairs of conjugate modes), got {self.states}")
-        if self.linear_dim is not None:
-            check_positive(self, "linear_dim")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class UNet3DConfig:
         height and width.
     init_channels: width after the first convolution; None means base_channels. init_kernel: its (odd) spatial size.
     norm_groups: groups of every GroupNorm; must divide every width.
-    time_linears: linear layers of the time embedding, at least 2.
+    time_linears: linear layers of the time embedding, at least 2 and at most 16, as there are levels at most.
     spatial_linear_attention: linear attention over pixels at every level (the middle always has full attention).
     spatial_heads: heads of both spatial attentions; None means temporal.heads. spatial_dim_head: features per head.
     cond_dim: width of a conditioning vector (a text embedding, say); None means unconditional.
@@ -92,25 +94,23 @@ class UNet3DConfig:
     checkpoint_levels: bool = False
 
     def __post_init__(self):
+        check_types(self)
         if self.memory is None:
             object.__setattr__(self, "memory", self.temporal.memory)
         check_choice("memory", self.memory, MEMORY_MODES)
         object.__setattr__(self, "temporal", replace(self.temporal, memory=self.memory))
         object.__setattr__(self, "channel_mults", tuple(self.channel_mults))  # a list when it comes from JSON
         check_positive(self, "channels", "base_channels", "init_kernel", "norm_groups", "spatial_dim_head")
-        for name in ("out_channels", "init_channels", "spatial_heads", "cond_dim"):
-            if getattr(self, name) is not None:
-                check_positive(self, name)
-        if not self.channel_mults or any(not is_positive_int(m) for m in self.channel_mults):
-            raise ValueError(f"channel_mults must be positive integers, got {self.channel_mults}")
+        check_positive(self, "out_channels", "init_channels", "spatial_heads", "cond_dim")
+        if not 1 <= len(self.channel_mults) <= MOST_LEVELS or min(self.channel_mults) < 1:
+            came = f"{self.channel_mults!r:.80}"
+            raise ValueError(f"channel_mults must be 1 to {MOST_LEVELS} positive integers, got {came}")
         if self.base_channels < 4 or self.base_channels % 2:
             raise ValueError(f"base_channels must be even and at least 4 (time embedding), got {self.base_channels}")
-        if not isinstance(self.checkpoint_levels, bool):
-            raise ValueError(f"checkpoint_levels must be True or False, got {self.checkpoint_levels!r}")
         if self.init_kernel % 2 == 0:
             raise ValueError(f"init_kernel must be odd, got {self.init_kernel}")
-        if not is_positive_int(self.time_linears) or self.time_linears < 2:
-            raise ValueError(f"time_linears must be at least 2, got {self.time_linears}")
+        if not 2 <= self.time_linears <= MOST_TIME_LINEARS:
+            raise ValueError(f"time_linears must be from 2 to {MOST_TIME_LINEARS}, got {self.time_linears}")
         for width in (self.base_channels, *self.widths):
             if width % self.norm_groups:
                 raise ValueError(f"norm_groups={self.norm_groups} must divide every width, and {width} is one")
@@ -118,9 +118,6 @@ class UNet3DConfig:
     @classmethod
     def from_dict(cls, values: Mapping) -> "UNet3DConfig":
         """The inverse of dataclasses.asdict, also after JSON. Raises ValueError naming a field that does not exist."""
-        values = dict(values)
-        if isinstance(values.get("temporal"), Mapping):
-            values["temporal"] = construct(TemporalConfig, values["temporal"])
         return construct(cls, values)
 
     @property
@@ -137,26 +134,3 @@ class UNet3DConfig:
     def frame_multiple(self) -> int:
         """Height and width of a video must be multiples of this."""
         return 2 ** (len(self.channel_mults) - 1)
-
-
-def construct(cls, values: Mapping):
-    """The dataclass `cls` of these fields. ValueError naming a field that does not exist."""
-    unknown = set(values) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unknown)))}")
-    return cls(**values)
-
-
-def is_positive_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def check_positive(config, *names: str) -> None:
-    for name in names:
-        if not is_positive_int(getattr(config, name)):
-            raise ValueError(f"{name} must be a positive integer, got {getattr(config, name)!r}")
-
-
-def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from ssmvdm.config import TemporalConfig, UNet3DConfig, check_choice, check_positive, construct
+from ssmvdm.config import TemporalConfig, UNet3DConfig
 from ssmvdm.data.source import DataConfig
 from ssmvdm.diffusion import LOSSES, GaussianDiffusion
+from ssmvdm.fields import check_choice, check_positive, check_types, construct
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -22,6 +23,7 @@ class DiffusionConfig:
     loss: str = "l2"
 
     def __post_init__(self):
+        check_types(self)
         check_positive(self, "timesteps")
         check_choice("loss", self.loss, tuple(LOSSES))
 
@@ -99,15 +101,12 @@ class TrainingConfig:
     """Steps of DDIM that they are made in."""
 
     def __post_init__(self):
-        for name, kind in (("network", UNet3DConfig), ("diffusion", DiffusionConfig), ("data", DataConfig)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        check_types(self)
         check_positive(self, "steps", "batch", "accumulate", "log_every", "checkpoint_every", "keep", "samples")
         check_positive(self, "sample_steps")
         for name in ("seed", "workers", "sample_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be a whole number of at least 0, got {getattr(self, name)}")
         _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         if self.clip_norm is not None:
             _check_number("clip_norm", self.clip_norm, 0.0, math.inf)
@@ -116,9 +115,6 @@ class TrainingConfig:
         if self.cond_drop not in (0, 1):
             _check_number("cond_drop", self.cond_drop, 0.0, 1.0)
         check_choice("precision", self.precision, PRECISIONS)
-        for name in ("compile", "sharded"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.sharded and (self.compile or self.precision != "fp32"):
             came = f"compile {self.compile} and precision {self.precision}"
             raise ValueError(f"sharded: needs compile False and precision fp32, got {came}")
@@ -136,19 +132,13 @@ class TrainingConfig:
     def from_dict(cls, values: Mapping) -> "TrainingConfig":
         """The inverse of to_dict, also after JSON. A field that is left out has its default.
 
-        Raises ValueError or TypeError naming a field that does not exist or cannot have its value.
+        Raises ValueError naming a field that does not exist or cannot have its value.
         """
-        values = dict(values)
-        kinds = (("diffusion", DiffusionConfig), ("data", DataConfig))
-        values |= {name: construct(kind, values[name]) for name, kind in kinds if isinstance(values.get(name), Mapping)}
-        if isinstance(values.get("network"), Mapping):
-            values["network"] = UNet3DConfig.from_dict(values["network"])
         return construct(cls, values)
 
 
-def _check_number(name: str, value, above: float, below: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not above < value < below:
+def _check_number(name: str, value: float, above: float, below: float) -> None:
+    if not above < value < below:
         raise ValueError(f"{name} must be a number above {above:g} and below {below:g}, got {value!r}")
 
 

@@ -60,7 +60,7 @@ def configuration(name: str) -> TrainingConfig:
     values = read_object(path)
     try:
         return TrainingConfig.from_dict(values)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: {error}") from error
 
 

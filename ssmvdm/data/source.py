@@ -20,6 +20,7 @@ from ssmvdm.data.clip import Clip
 from ssmvdm.data.datasets import DATA_SETS
 from ssmvdm.data.files import FileSource
 from ssmvdm.data.videos import MODULE_OF_SUFFIX
+from ssmvdm.fields import check_types
 
 __all__ = ["DATA_SETS", "PROCEDURAL", "Clip", "ClipSource", "DataConfig", "ProceduralSource", "open_source"]
 
@@ -54,17 +55,12 @@ class DataConfig:
     embeddings: str | None = None
 
     def __post_init__(self):
+        check_types(self)
         known = (*PROCEDURAL, *DATA_SETS)
         if self.name not in known:
             raise ValueError(f"name must be one of {', '.join(known)}, got {self.name!r}")
         check_clip_arguments(0, self.frames, self.size)
-        for name in ("path", "embeddings"):
-            if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"{name} must be text or None, got {getattr(self, name)!r}")
-        if not isinstance(self.merge_splits, bool):
-            raise ValueError(f"merge_splits must be True or False, got {self.merge_splits!r}")
-        is_share = isinstance(self.max_unusable, int | float) and 0 <= self.max_unusable <= 1
-        if not is_share or isinstance(self.max_unusable, bool):
+        if not 0 <= self.max_unusable <= 1:
             raise ValueError(f"max_unusable must be a number from 0 to 1, got {self.max_unusable!r}")
         if self.name in PROCEDURAL:
             for name in ("path", "embeddings", "merge_splits"):

@@ -119,13 +119,33 @@ def test_condition_for_an_unconditional_network_is_refused():
     "wrong",
     [
         {"channels": 0}, {"base_channels": 7}, {"channel_mults": ()}, {"channel_mults": (1, 0)}, {"init_kernel": 4},
-        {"time_linears": 1}, {"cond_dim": -1}, {"norm_groups": True},
+        {"time_linears": 1}, {"time_linears": 17}, {"channel_mults": (1,) * 17}, {"channel_mults": 3},
+        {"channel_mults": (1, "2")}, {"cond_dim": -1}, {"cond_dim": "5"}, {"norm_groups": True},
+        {"base_channels": 64.0}, {"base_channels": 10**24}, {"spatial_linear_attention": "no"},
+        {"spatial_linear_attention": 0}, {"checkpoint_levels": None}, {"temporal": "bi-s6"},
+        {"temporal": {"layer": "bi-s6"}}, {"temporal": None}, {"memory": 1}, {"memory": "small"},
     ],
     ids=str,
 )  # fmt: skip
 def test_configuration_errors(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         UNet3DConfig(**wrong)
+    if wrong.get("temporal") != {"layer": "bi-s6"}:  # which is what JSON has
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            UNet3DConfig.from_dict(json.loads(json.dumps(wrong)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"layer": ["bi-s6"]}, {"layer": None}, {"mixer": {}}, {"heads": "8"}, {"states": 0}, {"linear_dim": 0},
+        {"memory": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_configuration_errors_of_the_temporal_layer(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        TemporalConfig(**wrong)
 
 
 def test_configuration_survives_json():

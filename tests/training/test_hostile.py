@@ -126,6 +126,8 @@ HOSTILE = {
     "a field that does not exist": lambda f: f.config(lambda c: c.update(__class__="os.system")),
     "an unknown field of the network": lambda f: f.config(lambda c: c["network"].update(__init__=1)),
     "a layer that is a list": lambda f: f.config(lambda c: c["network"]["temporal"].update(layer=["bi-s6"])),
+    "a temporal layer that is text": lambda f: f.config(lambda c: c["network"].update(temporal="bi-s6", memory=None)),
+    "a switch that is text": lambda f: f.config(lambda c: c["network"].update(spatial_linear_attention="no")),
     "heads that are text": lambda f: f.config(lambda c: c["network"]["temporal"].update(heads="8")),
     "a network beyond all memory": lambda f: f.config(lambda c: c["network"].update(base_channels=10**18)),
     "a network of terabytes": lambda f: f.config(lambda c: c["network"].update(base_channels=2**20)),
@@ -158,6 +160,13 @@ def test_a_hostile_checkpoint_runs_nothing_and_is_refused_with_a_reason(tmp_path
     found = checkpoint.load_newest(folder)
     assert same(found.state, state(1)) and found.refused == (str(refusal.value),)
     assert not (tmp_path / SENTINEL).exists()
+
+
+def test_a_forged_configuration_is_no_model(tmp_path):
+    path = checkpoint.save(tmp_path, state(2))
+    Forger(path).config(lambda c: c["network"].update(temporal="bi-s6", memory=None))
+    with pytest.raises(CheckpointError, match="config: temporal must be a TemporalConfig, got 'bi-s6'"):
+        checkpoint.load_model(path)
 
 
 def test_the_payload_would_run(tmp_path):

@@ -221,6 +221,28 @@ def test_the_command_trains_what_a_file_says_and_options_change(tmp_path, capsys
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"network": {"temporal": "bi-s6"}}, "temporal must be a TemporalConfig, got 'bi-s6'"),
+        ({"network": {"base_channels": 10**24}}, "base_channels must be a whole number of at most 64 bits, got 1000"),
+        ({"network": {"spatial_linear_attention": "no"}}, "spatial_linear_attention must be True or False, got 'no'"),
+        ({"data": {"merge_splits": 1}}, "merge_splits must be True or False, got 1"),
+        ({"diffusion": 256}, "diffusion must be a DiffusionConfig, got 256"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
+        ({"seed": 10**30}, "seed must be a whole number of at most 64 bits, got 1000"),
+        ({"clip_norm": [1]}, "clip_norm must be a number or None, got [1]"),
+        ({"networks": {}}, "TrainingConfig has no field 'networks'"),
+    ],
+)
+def test_the_command_says_in_a_line_what_is_wrong_in_a_file(capsys, tmp_path, content, expected):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(content))
+    for options in ([], ["--dry-run"]):
+        status, _, err = run_command(capsys, "train", file, "--out", tmp_path / "run", *options)
+        assert status == cli.USAGE_ERROR and f"run.json: {expected}" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["nonsense"], "expected a .json file or one of cpu-demo"),
