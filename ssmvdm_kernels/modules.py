@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import mixing
 from .project import project
-from .validation import check_choice, check_like_parameters, check_size
+from .validation import check_choice, check_like_parameters, check_size, check_tensor
 
 
 class MambaMixer(nn.Module):
@@ -53,8 +53,7 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         name = type(self).__name__
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: x must be a torch.Tensor, but is of type {type(x).__name__}.")
+        check_tensor(name, "x", x)
         if x.dim() < 3 or x.shape[1] != self.channels:
             raise ValueError(
                 f"{name}: x must have the shape (batch, {self.channels}, length, *lanes), but has {tuple(x.shape)}."

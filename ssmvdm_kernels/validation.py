@@ -152,10 +152,8 @@ def check_size(caller: str, name: str, value: object) -> None:
 
 
 def check_like_parameters(caller: str, name: str, x: Tensor, parameter: Tensor) -> None:
-    """Check an input of a module against one of its parameters: layout, dtype (autocast brings any floating dtype to
-    its own) and device."""
-    if x.layout != torch.strided:
-        raise TypeError(f"{caller}: {name} must be a dense tensor, but its layout is {x.layout}.")
+    """Check an input of a module against one of its parameters: dtype (autocast brings any floating dtype to its own)
+    and device."""
     if x.dtype != parameter.dtype and (autocast_dtype(x) is None or not x.is_floating_point()):
         raise TypeError(
             f"{caller}: {name} must be {_dtype_name(parameter.dtype)} like the parameters, "
