@@ -64,9 +64,11 @@ def legend(entries: Iterable[tuple[Any, str, bool]]) -> str:
     return f"<ul class=legend>{''.join(items)}</ul>"
 
 
-def environment_table(environment: dict, wall_seconds: float) -> str:
-    """Where and on what it ran, as a section."""
-    rows = environment | {"wall clock of the run": f"{wall_seconds:.0f} s"}
+def environment_table(environment: dict, wall_seconds: float | None) -> str:
+    """Where and on what it ran, as a section, and how long if that is known."""
+    rows = dict(environment)
+    if wall_seconds is not None:
+        rows["wall clock of the run"] = f"{wall_seconds:.0f} s"
     if environment.get("memory_bytes"):
         rows["memory_bytes"] = f"{environment['memory_bytes'] / GIB:.1f} GiB"
     body = "".join(

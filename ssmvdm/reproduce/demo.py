@@ -2,7 +2,6 @@
 
 import html
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from ssmvdm.reproduce.jobs import device_of_study, loss_curve
 from ssmvdm.reproduce.page import SHOWN_PIXELS, moving
 from ssmvdm.reproduce.plots import draw_single_loss, panel_svg
 from ssmvdm.reproduce.run import write
+from ssmvdm.run_log import read_log
 from ssmvdm.sampling import sample_videos
 from ssmvdm.training import train
 from ssmvdm.training_config import TrainingConfig
@@ -31,9 +31,10 @@ HELD_OUT = 16
 def demo(config: TrainingConfig, folder: Path) -> Path:
     """Train as `config` says, or go on with it, in folder/run; write samples.gif, loss.svg and report.html into
     `folder`; returns the report."""
-    start, environment = time.monotonic(), describe(torch.get_num_threads())
+    environment = describe(torch.get_num_threads())
     train(config, folder / "run")
-    trained_seconds = time.monotonic() - start
+    log = folder / "run" / "log.jsonl"
+    trained_seconds = sum(record["seconds"] for record in read_log(log))
     model, _ = load_model(folder / "run")
     model = model.to(device_of_study())
     diffusion = config.diffusion.process()
@@ -45,7 +46,7 @@ def demo(config: TrainingConfig, folder: Path) -> Path:
         for count in (frames, 2 * frames)
     }
     write_gif(folder / "samples.gif", drawn[frames], scale=-(-SHOWN_PIXELS // size))
-    curve = {"curve": loss_curve(folder / "run" / "log.jsonl", config.steps)}
+    curve = {"curve": loss_curve(log, config.steps)}
     svgs = {theme.name: [panel_svg(curve, theme, draw_single_loss)] for theme in THEMES}
     write(folder / "loss.svg", svgs["light"][0])
     told = "; ".join(f"{band} noise {losses[band]:.4f}" for band in BANDS)
@@ -58,7 +59,7 @@ def demo(config: TrainingConfig, folder: Path) -> Path:
         f"<p>Mean squared error of the predicted noise on {HELD_OUT} held-out clips: {told}.</p>",
         f"<details><summary>Configuration</summary><pre>{html.escape(json.dumps(config.to_dict(), indent=1))}</pre>"
         "</details>",
-        environment_table(environment, time.monotonic() - start),
+        environment_table(environment, wall_seconds=None),  # of a run that was gone on with nobody knows it
     ]
     write(folder / "report.html", whole_page("A small bi-S6 on maze walks", one_line(environment), sections))
     return folder / "report.html"

@@ -1,8 +1,10 @@
 """The whole of a study: jobs, judgement of the samples, conclusions, files."""
 
 import itertools
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +28,13 @@ STEM = "reproduce"
 def reproduce(study: Study, folder: Path, advance: Callable[[str, float, float], None]) -> Path:
     """Carry out what of the study is not there yet, and write reproduce.json, .md and .html into `folder`, which
     exists; returns the page. advance(what, done, total) reports progress."""
-    start, environment = time.monotonic(), describe(threads=1)
-    training, costs = run_all(study, folder, advance)
-    total = sum(job.weight for job in jobs_of(study))
-    advance("judging samples", total, total)
-    settings = {"study": study.as_json()}
-    frechet = kept(folder / "frechet.json", settings, lambda: judge(study, training, folder))
+    environment = describe(threads=1)
+    with timed(folder) as seconds:
+        training, costs = run_all(study, folder, advance)
+        total = sum(job.weight for job in jobs_of(study))
+        advance("judging samples", total, total)
+        settings = {"study": study.as_json()}
+        frechet = kept(folder / "frechet.json", settings, lambda: judge(study, training, folder))
     result = {
         "schema": 1,
         "kind": "reproduce",
@@ -45,7 +48,7 @@ def reproduce(study: Study, folder: Path, advance: Callable[[str, float, float],
     labels = labels_of(result)
     result["conclusions"] = conclusions(quantities(result), labels)
     result["costs_in_words"] = cost_sentences(costs, labels)
-    result["wall_seconds"] = time.monotonic() - start
+    result["wall_seconds"] = seconds()
     write(folder / f"{STEM}.json", in_json(result))
     write(folder / f"{STEM}.md", as_markdown(result))
     write(folder / f"{STEM}.html", page(result, folder))
@@ -92,6 +95,28 @@ def quantities(result: dict) -> dict[str, dict[str, list[float]]]:
     for row in result["frechet"]["rows"]:
         values["Frechet distance"].setdefault(row["layer"], []).append(row["distance"])
     return values
+
+
+@contextmanager
+def timed(folder: Path) -> Iterator[Callable[[], float | None]]:
+    """Wall clock seconds of the work in `folder`, of all calls together, which folder/seconds.json keeps.
+
+    None if that is not known: a call was killed, and the file says null, or there is other work without it.
+    """
+    path, start = folder / "seconds.json", time.monotonic()
+    if path.exists():
+        before = json.loads(path.read_text(encoding="ascii"))
+    else:
+        before = None if any(folder.iterdir()) else 0.0
+
+    def seconds() -> float | None:
+        return None if before is None else before + time.monotonic() - start
+
+    write(path, "null\n")
+    try:
+        yield seconds
+    finally:
+        write(path, f"{json.dumps(seconds())}\n")
 
 
 def write(path: Path, text: str) -> None:

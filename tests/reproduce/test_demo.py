@@ -1,5 +1,6 @@
 """The demo from end to end with the smallest network."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -8,6 +9,7 @@ from ssmvdm import cli
 from ssmvdm.config import TemporalConfig, UNet3DConfig
 from ssmvdm.data.source import DataConfig
 from ssmvdm.reproduce import demo
+from ssmvdm.run_log import read_log
 from ssmvdm.training_config import TrainingConfig
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -28,6 +30,12 @@ def test_the_demo_leaves_samples_a_curve_and_a_report(tmp_path, monkeypatch, cap
     report = (tmp_path / "report.html").read_text()
     assert "trained for 2 steps of 1 maze walks of 2 frames of 8×8 pixels" in report
     assert report.count("data:image/gif;base64,") == 3
+
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text("".join(json.dumps(record | {"seconds": 123.0}) + "\n" for record in read_log(log)))
+    again = demo.demo(config, tmp_path).read_text()  # trains nothing
+    assert "8×8 pixels, in 246 s." in again
+    assert "wall clock" not in again
 
     assert cli.main(["demo", "--out", str(tmp_path)]) == 2
     assert "has a run of another configuration: network was" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 
 from ssmvdm import cli
 from ssmvdm.reproduce.jobs import jobs_of, kept, loss_curve
-from ssmvdm.reproduce.run import quantities, reproduce
+from ssmvdm.reproduce.run import quantities, reproduce, timed
 from ssmvdm.reproduce.study import parameters_of
 from tests.reproduce.toy import TOY
 
@@ -147,8 +147,25 @@ def test_a_second_call_computes_what_is_missing_and_nothing_else(folder, result)
     assert lost.read_text() == content  # the training run was still there; sampling and measuring it gives the same
     assert {path for path in results if path.stat().st_mtime_ns != before[path]} == {lost}
     again = json.loads((folder / "reproduce.json").read_text())
+    assert again["wall_seconds"] > result["wall_seconds"]  # of both calls
     for name in ("training", "costs", "frechet", "conclusions", "costs_in_words"):
         assert again[name] == result[name]
+
+
+def test_the_time_of_all_calls_is_told_or_none(tmp_path, monkeypatch):
+    clock = iter([0.0, 7.0, 100.0, 102.0, 102.0, 500.0, 501.0, 501.0])
+    monkeypatch.setattr("ssmvdm.reproduce.run.time.monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt), timed(tmp_path):
+        raise KeyboardInterrupt
+    with timed(tmp_path) as seconds:
+        (tmp_path / "work").mkdir()
+        assert seconds() == 9.0
+        left = (tmp_path / "seconds.json").read_text()
+    (tmp_path / "seconds.json").write_text(left)  # by a call that is killed
+    for _ in range(2):
+        with timed(tmp_path) as seconds:
+            assert seconds() is None
+        (tmp_path / "seconds.json").unlink(missing_ok=True)  # work of which there is no time
 
 
 def test_a_result_of_other_settings_is_not_taken(tmp_path):
