@@ -50,7 +50,7 @@ class State:
     seed and the clip's number alone, so `examples`, the clips seen so far, is all of it.
 
     model, ema: weights by the network's names, float32. optimizer: "{name}.exp_avg", ".exp_avg_sq" and ".step".
-    scaler: the loss scale of fp16 training and the counter it grows by.
+    scaler: the loss scale of fp16 training and the counter it grows by. processes: that the run has, None if unknown.
     """
 
     config: TrainingConfig
@@ -60,6 +60,7 @@ class State:
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     scaler: dict[str, float] = field(default_factory=dict)
+    processes: int | None = None
 
 
 class Loaded(NamedTuple):
@@ -116,7 +117,8 @@ def _contents(state: State) -> Iterator[tuple[str, bytes]]:
     for name, tensors in ((MODEL, state.model), (EMA, state.ema), (OPTIMIZER, state.optimizer)):
         yield name, to_safetensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     facts = {
-        "step": state.step, "examples": state.examples, "config": state.config.to_dict(), "scaler": state.scaler
+        "step": state.step, "examples": state.examples, "config": state.config.to_dict(), "scaler": state.scaler,
+        "processes": state.processes,
     }  # fmt: skip
     yield FACTS, _json(facts)
 
@@ -229,7 +231,8 @@ def load(path: Path) -> State:
     }
     files = ((MODEL, weights), (EMA, weights), (OPTIMIZER, moments))
     tensors = (_tensors(path / name, shapes) for name, shapes in files)
-    return State(config, facts["step"], facts["examples"], *tensors, scaler=facts["scaler"])
+    rest = {"scaler": facts["scaler"], "processes": facts.get("processes")}
+    return State(config, facts["step"], facts["examples"], *tensors, **rest)
 
 
 def load_newest(folder: Path) -> Loaded | None:
@@ -289,7 +292,7 @@ def _load_weights(path: Path, name: str) -> tuple[UNet3D, TrainingConfig]:
 
 def _facts(path: Path) -> tuple[TrainingConfig, dict]:
     facts = _parsed(path / FACTS, _read_small(path / FACTS))
-    if not isinstance(facts, dict) or set(facts) != {"step", "examples", "config", "scaler"}:
+    if not isinstance(facts, dict) or set(facts) - {"processes"} != {"step", "examples", "config", "scaler"}:
         raise CheckpointError(f"{path / FACTS}: expected step, examples, config and scaler")
     for name in ("step", "examples"):
         if type(facts[name]) is not int or facts[name] < 0:
@@ -298,6 +301,9 @@ def _facts(path: Path) -> tuple[TrainingConfig, dict]:
     is_right = isinstance(scaler, dict) and (not scaler or set(scaler) == SCALER)
     if not is_right or not all(type(value) in (int, float) for value in scaler.values()):
         raise CheckpointError(f"{path / FACTS}: scaler: expected {', '.join(sorted(SCALER))}, got {scaler!r:.80}")
+    processes = facts.get("processes")
+    if processes is not None and (type(processes) is not int or processes < 1):
+        raise CheckpointError(f"{path / FACTS}: processes: expected a whole number, got {processes!r:.80}")
     if STEP.fullmatch(path.name) and facts["step"] != _number(path):
         raise CheckpointError(f"{path / FACTS}: is of step {facts['step']}")
     if not isinstance(facts["config"], dict):

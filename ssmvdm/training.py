@@ -41,8 +41,8 @@ from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 
 PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# What a run may change when it is resumed: nothing that its weights at a given step depend on. Sharded, a step is
-# rounded otherwise, as with another number of processes.
+# What a run may change when it is resumed: nothing that its weights at a given step depend on, nor the number of its
+# processes. Sharded, a step sees the same clips and is rounded otherwise.
 FREE = (
     "steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps", "sharded",
 )  # fmt: skip
@@ -71,8 +71,8 @@ def train(
         error. on_step is called after each step with its log record.
     Under torchrun or `accelerate launch` each process calls this; the first one writes.
 
-    Raises ValueError for a configuration that differs from that of the run in `folder`, CheckpointError if none of its
-    checkpoints can be used, NonFiniteError, and Interrupted.
+    Raises ValueError for a configuration or a number of processes that differs from that of the run in `folder`,
+    CheckpointError if none of its checkpoints can be used, NonFiniteError, and Interrupted.
     """
     run = Run(config, Path(folder), resume)
     if run.step >= config.steps:
@@ -110,8 +110,8 @@ class Run:
         self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
         source = open_source(config.data)
         self.examples = Examples(source, config.seed, config.diffusion.timesteps, open_condition(config, source))
-        found = _found(config, self.checkpoints, resume)
         self.accelerator = accelerator = _accelerator(config)
+        found = _found(config, self.checkpoints, resume, accelerator.num_processes)
         self.is_main, device = accelerator.is_main_process, accelerator.device
         self.diffusion = config.diffusion.process()
         with torch.random.fork_rng(devices=()):
@@ -233,6 +233,7 @@ class Run:
                 self.is_main,
             ),
             scaler={} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            processes=self.accelerator.num_processes,
         )
 
     def _restore(self, state: State) -> None:
@@ -275,8 +276,8 @@ class Run:
         )
 
 
-def _found(config: TrainingConfig, checkpoints: Path, resume: bool) -> State | None:
-    """The state to go on from, if the folder has one, checked against the configuration."""
+def _found(config: TrainingConfig, checkpoints: Path, resume: bool, processes: int) -> State | None:
+    """The state to go on from, if the folder has one, checked against the configuration and the processes."""
     if not resume:
         if checkpoint.step_folders(checkpoints):
             raise ValueError(f"{checkpoints.parent} has a run, and it is not to be resumed: choose another folder")
@@ -293,6 +294,9 @@ def _found(config: TrainingConfig, checkpoints: Path, resume: bool) -> State | N
     if changed:
         told = ", ".join(f"{name} was {theirs[name]!r} and is {ours[name]!r}" for name in changed)
         raise ValueError(f"{checkpoints.parent} has a run of another configuration: {told}")
+    if loaded.state.processes not in (None, processes):
+        run = f"{checkpoints.parent} has {loaded.state.processes}, and a step depends on their number"
+        raise ValueError(f"processes: the run in {run}; got {processes}")
     if loaded.state.step > config.steps:
         raise ValueError(f"steps: the run in {checkpoints.parent} is at {loaded.state.step}, got {config.steps}")
     return loaded.state

@@ -1,6 +1,7 @@
 """Checkpoints come back as they were, or not at all and with a reason."""
 
 import errno
+import json
 import os
 import random
 import resource
@@ -13,6 +14,7 @@ import torch
 
 from ssmvdm import checkpoint
 from ssmvdm.checkpoint import CheckpointError
+from tests.training.test_hostile import Forger
 from tests.training.tiny import RUN, same, state
 
 
@@ -40,6 +42,16 @@ def test_scaler_of_fp16_comes_back(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=3.5).state_dict()
     path = checkpoint.save(tmp_path, replace(state(1), scaler=scaler))
     assert checkpoint.load(path).scaler == scaler
+
+
+def test_processes_come_back_and_may_be_unknown(tmp_path):
+    path = checkpoint.save(tmp_path / "known", replace(state(1), processes=3))
+    assert checkpoint.load(path).processes == 3
+    path = checkpoint.save(tmp_path / "unknown", state(1))
+    facts = json.loads((path / checkpoint.FACTS).read_bytes())
+    del facts["processes"]
+    Forger(path).put(checkpoint.FACTS, checkpoint._json(facts))
+    assert checkpoint.load(path).processes is None and same(checkpoint.load(path), state(1))
 
 
 def test_load_model_takes_a_run_a_folder_of_checkpoints_or_one(tmp_path):

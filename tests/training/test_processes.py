@@ -36,6 +36,14 @@ def test_two_processes_are_one_with_two_passes_to_the_bit(tmp_path):
     assert curves[0] == curves[1] and len(curves[0]) == 6
 
 
+def test_a_run_of_one_process_does_not_go_on_with_two(tmp_path):
+    path = train(tiny(steps=1), tmp_path / "run", progress=False)
+    done = two_processes(tiny(steps=2), tmp_path / "run")
+    assert done.returncode != 0
+    assert "ssmvdm: error: processes: the run in " in done.stderr and "has 1, " in done.stderr
+    assert checkpoint.step_folders(path.parent) == [path]
+
+
 SHARDED = "tests.training.sharded_on_cpu"
 
 

@@ -198,6 +198,12 @@ def test_a_run_goes_on_only_as_what_it_was(tmp_path):
         quiet(tiny(), tmp_path, resume=False)
     with pytest.raises(ValueError, match=r"steps: the run in .* is at 2, got 1"):
         quiet(tiny(steps=1), tmp_path)
+    found = checkpoint.load(tmp_path / "checkpoints" / "step-2")
+    checkpoint.save(tmp_path / "of-two" / "checkpoints", replace(found, processes=2))
+    with pytest.raises(ValueError, match=r"processes: the run in .*of-two has 2, .* number; got 1"):
+        quiet(tiny(), tmp_path / "of-two")
+    checkpoint.save(tmp_path / "of-unknown" / "checkpoints", replace(found, processes=None))
+    assert checkpoint.load(quiet(tiny(), tmp_path / "of-unknown")).processes == found.processes == 1
     newest = tmp_path / "checkpoints" / "step-2" / "manifest.json"
     newest.write_text("{}")
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint can be used"):
