@@ -81,10 +81,12 @@ def run(options: EvaluateOptions) -> None:
     from benchmarks.report.files import prepare_folder
     from ssmvdm.data.source import PROCEDURAL, DataConfig, open_source
     from ssmvdm.evaluation import report
-    from ssmvdm.evaluation.sets import Samples
+    from ssmvdm.evaluation.sets import LEAST, Samples
 
     device = device_named(options.device)
     samples = Samples.open(options.samples)
+    if len(samples) < LEAST:
+        raise InputError(f"{options.samples}: expected at least {LEAST} generated videos, got {len(samples)}")
     path = None if options.data_path is None else str(options.data_path)
     try:
         data = DataConfig(options.data, samples.frames, samples.size, path, merge_splits=options.merge_splits)

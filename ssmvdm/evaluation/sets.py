@@ -17,6 +17,8 @@ from ssmvdm.errors import InputError
 from ssmvdm.evaluation.videos import checked_video
 from ssmvdm.sample_folder import RECORD
 
+LEAST = 2  # videos of a set that a distance can be computed of
+
 
 def real_videos(source: ClipSource, count: int | None, seed: int = 0) -> Iterator[np.ndarray]:
     """Held-out videos of the source, each once: `count` of them, or all (None).
@@ -25,7 +27,8 @@ def real_videos(source: ClipSource, count: int | None, seed: int = 0) -> Iterato
     s takes the clips from number s * count on; files are taken in an order that s shuffles, seed 0 as they are listed
     if all are.
 
-    ValueError for all of data that are computed and have no end, and, from the iterator, when fewer than `count` come.
+    ValueError for all of data that are computed and have no end, and, from the iterator, when fewer than `count`, or
+    than two, come.
     """
     if isinstance(source, ProceduralSource):
         if count is None:
@@ -44,8 +47,9 @@ def _first(source: ClipSource, count: int | None) -> Iterator[np.ndarray]:
             return
         yield clip.video
         read += 1
-    if count is not None and read < count:
-        raise ValueError(f"real set: expected {count} videos, the data have {read} that can be used")
+    expected = f"at least {LEAST}" if count is None else count
+    if read < (LEAST if count is None else count):
+        raise ValueError(f"real set: expected {expected} held-out videos, the data have {read} that can be used")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     np.save("fake.npy", moving_shapes.clips(5, 12, FRAMES, SIZE))
+    np.save("one.npy", moving_shapes.clips(5, 1, FRAMES, SIZE))
     return tmp_path
 
 
@@ -86,6 +87,17 @@ def test_real_set_rules_of_data_on_disk(folder):
     assert real("--real-set", "7") == 7
 
 
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_too_few_held_out_videos_are_told_as_such(folder, capsys, held_out):
+    for split, videos in (("train", 3), ("test", held_out)):
+        (folder / "videos" / split).mkdir(parents=True)
+        for i, video in enumerate(moving_shapes.clips(9, 3, FRAMES, SIZE)[:videos]):
+            np.save(folder / "videos" / split / f"{i}.npy", video)
+    assert main(["evaluate", "fake.npy", "--data", "folder", "--data-path", "videos", *SHORT]) == 2
+    told = f"real set: expected at least 2 held-out videos, the data have {held_out} that can be used"
+    assert told in capsys.readouterr().err
+
+
 def test_paired_videos_have_psnr_and_ssim(folder):
     videos = np.load("fake.npy")
     videos[0, :, 0] = np.clip(videos[0, :, 0] + 0.5, 0.0, 1.0)
@@ -101,6 +113,7 @@ def test_paired_videos_have_psnr_and_ssim(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["one.npy", "--data", "shapes"], "one.npy: expected at least 2 generated videos, got 1"),
         (["missing", "--data", "shapes"], "missing is not a video in .npy"),
         (["fake.npy", "--data", "mazes"], "--data: name must be one of maze, shapes"),
         (["fake.npy", "--data", "minerl"], "--data: path: 'minerl' needs the place of its files"),
