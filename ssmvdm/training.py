@@ -42,9 +42,10 @@ from ssmvdm.unet3d import UNet3D
 
 PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # What a run may change when it is resumed: nothing that its weights at a given step depend on, nor the number of its
-# processes. Sharded, a step sees the same clips and is rounded otherwise.
+# processes. Sharded, a step sees the same clips and is rounded otherwise. The same data may lie somewhere else by now.
 FREE = (
     "steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps", "sharded",
+    "data.path", "data.embeddings",
 )  # fmt: skip
 
 
@@ -287,9 +288,7 @@ def _found(config: TrainingConfig, checkpoints: Path, resume: bool, processes: i
         return None
     for reason in loaded.refused:
         warnings.warn(f"{loaded.path} is resumed; a newer one is refused: {reason}", stacklevel=4)
-    ours, theirs = asdict(config), asdict(loaded.state.config)
-    for place in ("path", "embeddings"):  # the same data may lie somewhere else by now
-        theirs["data"][place] = ours["data"][place]
+    ours, theirs = _fields(asdict(config)), _fields(asdict(loaded.state.config))
     changed = [name for name in ours if name not in FREE and ours[name] != theirs[name]]
     if changed:
         told = ", ".join(f"{name} was {theirs[name]!r} and is {ours[name]!r}" for name in changed)
@@ -300,6 +299,14 @@ def _found(config: TrainingConfig, checkpoints: Path, resume: bool, processes: i
     if loaded.state.step > config.steps:
         raise ValueError(f"steps: the run in {checkpoints.parent} is at {loaded.state.step}, got {config.steps}")
     return loaded.state
+
+
+def _fields(config: dict, place: str = "") -> dict:
+    """The configuration without its nesting: {"seed": 0, "data.name": "maze", ...}."""
+    fields: dict = {}
+    for name, value in config.items():
+        fields |= _fields(value, f"{place}{name}.") if isinstance(value, dict) else {f"{place}{name}": value}
+    return fields
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:

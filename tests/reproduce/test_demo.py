@@ -38,4 +38,4 @@ def test_the_demo_leaves_samples_a_curve_and_a_report(tmp_path, monkeypatch, cap
     assert "wall clock" not in again
 
     assert cli.main(["demo", "--out", str(tmp_path)]) == 2
-    assert "has a run of another configuration: network was" in capsys.readouterr().err
+    assert "has a run of another configuration: network.base_channels was 8 and is 16, " in capsys.readouterr().err

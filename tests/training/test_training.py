@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 from itertools import islice
@@ -194,6 +195,10 @@ def test_a_run_goes_on_only_as_what_it_was(tmp_path):
     quiet(tiny(steps=2), tmp_path)
     with pytest.raises(ValueError, match=r"another configuration: learning_rate was 0.01 and is 0.5"):
         quiet(tiny(learning_rate=0.5), tmp_path)
+    changed = tiny(data=replace(RUN.data, frames=4), network=replace(RUN.network, checkpoint_levels=True))
+    told = "another configuration: network.checkpoint_levels was False and is True, data.frames was 2 and is 4"
+    with pytest.raises(ValueError, match=rf"{re.escape(told)}$"):
+        quiet(changed, tmp_path)
     with pytest.raises(ValueError, match=r"has a run, and it is not to be resumed"):
         quiet(tiny(), tmp_path, resume=False)
     with pytest.raises(ValueError, match=r"steps: the run in .* is at 2, got 1"):
