@@ -1,8 +1,9 @@
-"""The authors' training checkpoints as ours: weights and averages, to sample from, to evaluate and to train on.
+"""The authors' training checkpoints as ours: weights and averages, to sample from and to evaluate.
 
 Theirs is a file model-N.pt with "step", and the diffusion process's tensors under "model" and, averaged, under "ema":
 the network's as denoise_fn.module.* (denoise_fn.* where it was not run in parallel) and the noise schedule's. The
-network's keyword arguments are not in it. Adam's moments are, but without names: training goes on with fresh ones.
+network's keyword arguments are not in it. Adam's moments are, but without names: training goes on with fresh ones, and
+only with the configuration that stands under "config" in our state.json, whose learning rate is 1e-4.
 """
 
 from collections.abc import Mapping

@@ -171,7 +171,7 @@ _DEMO = TrainingConfig(
 )
 
 # Of data sets on disk the place is the user's to say: --data.path. The paper merged training and test videos, which is
-# --data.merge-splits True.
+# --data.merge-splits.
 PRESETS = {
     "cpu-demo": _DEMO,
     "paper-maze-256": _paper("maze"),

@@ -1,5 +1,6 @@
 """Every code block of the README and of docs/: Python runs, all else is checked as far as that is possible here."""
 
+import re
 import sys
 
 import pytest
@@ -65,6 +66,11 @@ def test_shell_blocks_name_what_exists(page_blocks, capsys):
 def test_every_block_is_of_a_kind_that_is_checked():
     kinds = {block.kind: block.place for page in PAGES for block in blocks(page)}
     assert set(kinds) == {"python", "python gpu", "bash", ""}, kinds
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ssmvdm" / "training_config.py"], ids=lambda page: page.name)
+def test_no_flag_is_given_a_value(page):
+    assert not re.findall(r"--[\w.-]+[ =](?:True|False)\b", page.read_text())
 
 
 @pytest.mark.parametrize(
