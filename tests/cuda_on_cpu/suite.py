@@ -63,7 +63,7 @@ def scan(case: Case, machine: Machine | None = None, *, backward: bool = True, y
     given = inputs | ({"dy": dy, "dlast": dlast} if backward else {})
 
     def compare(name: str, x: Tensor, machine: Machine) -> None:
-        expected(case).check("y" if name == "y again" else name, x, relative=machine.exact)
+        expected(case).check("y" if name == "y again" else name, x, is_exact=machine.exact)
 
     return Check(job_of("scan " + case.name, "scan", given, options, machine), like, compare)
 

@@ -71,11 +71,11 @@ def test_any_scan_is_within_its_bounds(case):
 
 
 def check_emulated(case: Case) -> None:
-    """Both bounds with exact functions; the a priori one with functions that are as wrong as they may be."""
+    """Both bounds, with exact functions and with functions that are as wrong as they may be."""
     for machine in (EXACT, Machine()):
         emulated.configure(machine)
         for name, value in run_emulated(case).items():
-            expected(case).check(name, value, relative=machine.exact)
+            expected(case).check(name, value, is_exact=machine.exact)
 
 
 @pytest.mark.parametrize("merge", ["forward", "reverse", *test_s4d.MERGES])

@@ -87,8 +87,9 @@ def check_stage(obstacle: str | None) -> Stage:
 
 def pytest_stage(name: str, limit_s: float, obstacle: str | None, *arguments: str, **environment: str) -> Stage:
     """It ends by itself before its limit, so that failures are told. A backend that does not run is one."""
-    options = ("-q", "-p", "no:cacheprovider", "-p", "tests.gpu.deadline", f"--stop-after={limit_s - STOP_S}")
-    command = python("-m", "pytest", *options, *arguments)
+    plugins = ("no:cacheprovider", "tests.gpu.deadline", "tests.gpu.accuracy")
+    options = (f"--stop-after={limit_s - STOP_S}", *(word for plugin in plugins for word in ("-p", plugin)))
+    command = python("-m", "pytest", "-q", *options, *arguments)
     return Stage(name, command, limit_s, {"CI": "1", **environment}, obstacle, {deadline.MESSAGE: "timed out"})
 
 

@@ -205,6 +205,26 @@ def test_every_backend_has_to_be_watched(here, monkeypatch, capsys):
     assert all((f"{name} does not run here" in printed) == (name not in here) for name in ("cuda", "triton"))
 
 
+APPROXIMATE = """
+import pytest, torch
+from tests.kernels import bounds
+
+@pytest.mark.parametrize("used", [0.5, 1.5, 3.5, None])
+def test_one(used):
+    if used is not None:
+        bounds.judge("y", torch.tensor(used), torch.tensor(1.0), is_exact=False)
+"""
+
+
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_it_is_told_how_far_approximations_go(processes, tmp_path):
+    (tmp_path / "test_accuracy.py").write_text(APPROXIMATE)
+    arguments = (str(tmp_path), f"--rootdir={tmp_path}", "-n", processes)
+    assert run_stage(command.pytest_stage("told", 60.0, None, *arguments), tmp_path).status == "passed"
+    told = "bound (a) for exact functions: 2 of 3 tests beyond it, 3.50 times in test_accuracy.py::test_one[3.5]"
+    assert told in (tmp_path / "told.log").read_text()
+
+
 SKIPPED = """
 from tests.conftest import require_backend
 

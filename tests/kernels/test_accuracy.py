@@ -10,6 +10,7 @@ import torch
 from tests.conftest import COMPILED_BACKENDS
 
 from . import cases
+from .bounds import judge
 from .cases import Case
 from .checks import check_case, expected, run_case
 
@@ -81,7 +82,8 @@ def test_the_median_row_is_no_worse_than_eager(layout, values, direction, compil
     found = run_case(case, compiled_backend)
     for name in ("y", "u", "delta", "z"):
         ours, theirs, unit = (x.median() for x in truth.rows(name, found[name]))
-        assert ours <= theirs + unit, (
+        judge(
             f"{name}: the median row has {ours:.3g} of the a priori bound, the eager run's {theirs:.3g}, "
-            f"a unit {unit:.3g}"
-        )
+            f"a unit {unit:.3g}",
+            ours, theirs + unit, is_exact=not found[name].is_cuda,
+        )  # fmt: skip
