@@ -12,8 +12,9 @@ from torch import Tensor
 from ssmvdm_kernels import bidirectional_s4d_scan, explain, s4d_scan
 from ssmvdm_kernels.operators import COMPILED, Operators
 from ssmvdm_kernels.ops_s4d import NEEDS_Y, S4dTensors
+from tests.conftest import COMPILED_BACKENDS
 
-from .checks import assert_same_bits
+from .checks import assert_same_bits, device_of, operators_of
 
 LAYOUTS = ("channels", "lanes", "length")
 NAMES = ("u", "decay", "weight", "D", "z", "u_b", "decay_b", "weight_b", "D_b")
@@ -29,6 +30,7 @@ SHAPES = {  # batch, channels, length, lanes, modes
     "recurrence over lanes": (1, 3, 65, (9,), 3),
 }
 MERGES = ("sum", "mean", "cat", "none")
+BUILT = [backend for backend in COMPILED_BACKENDS if backend != "triton"]  # whose tiles do not depend on the lanes
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -67,8 +69,12 @@ def cast(name: str, value: Tensor, dtype: torch.dtype, layout: str = "lanes") ->
     return value.to(parameter.to_complex() if value.is_complex() else parameter)
 
 
+def on(device: str, inputs: dict) -> dict:
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
 def call(inputs: dict, merge: str, backend: str = "cpu") -> Tensor:
-    """merge also names the single directions: "forward", "reverse"."""
+    """On the device of the inputs. merge also names the single directions: "forward", "reverse"."""
     if merge in ("forward", "reverse"):
         single = {name: inputs[name] for name in NAMES[:5] if name in inputs}
         return s4d_scan(**single, reverse=merge == "reverse", backend=backend)
@@ -82,12 +88,14 @@ def used(inputs: dict, merge: str) -> dict:
 
 
 def run(inputs: dict, merge: str, dy: Tensor | None = None, backend: str = "cpu") -> dict[str, Tensor]:
-    leaves = {name: value.detach().requires_grad_() for name, value in used(inputs, merge).items()}
+    """y and the gradients, computed on the backend's device and brought to the CPU."""
+    given = on(device_of(backend), used(inputs, merge))
+    leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
     y = call(leaves, merge, backend)
     if dy is None:
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(7)).to(y.dtype)
-    grads = torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))
-    return {"y": y.detach(), **dict(zip(leaves, grads, strict=True))}
+    grads = torch.autograd.grad(y, list(leaves.values()), dy.to(y.device, y.dtype))
+    return on("cpu", {"y": y.detach(), **dict(zip(leaves, grads, strict=True))})
 
 
 def wide(inputs: dict) -> dict:
@@ -145,17 +153,17 @@ def check(inputs: dict, merge: str, backend: str = "cpu") -> None:
 
 @pytest.mark.parametrize("merge", (*MERGES, "forward", "reverse"))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_float32_stays_within_rounding(shape, merge):
+def test_float32_stays_within_rounding(shape, merge, compiled_backend):
     for layout, has_z in itertools.product(LAYOUTS, (True, False)):
-        check(made(shape, torch.float32, layout, has_z), merge)
-    check(made(shape, torch.float32, has_reverse=False), merge)
+        check(made(shape, torch.float32, layout, has_z), merge, compiled_backend)
+    check(made(shape, torch.float32, has_reverse=False), merge, compiled_backend)
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("merge", ("sum", "cat", "reverse"))
-def test_half_precision_rounds_once(dtype, merge):
+def test_half_precision_rounds_once(dtype, merge, compiled_backend):
     for shape, layout in itertools.product(("odd", "lanes", "many lanes"), LAYOUTS):
-        check(made(shape, dtype, layout), merge)
+        check(made(shape, dtype, layout), merge, compiled_backend)
 
 
 def test_the_bound_notices_a_wrong_mode():
@@ -230,45 +238,47 @@ def test_every_number_of_threads_gives_the_same_bits():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("compiled_backend", BUILT, indirect=True)
 @pytest.mark.parametrize("shape", ["many lanes", "recurrence over lanes"])
-def test_parts_are_computed_as_the_whole_is(shape):
-    inputs = made(shape, torch.float32)
-    y = call(inputs, "sum")
+def test_parts_are_computed_as_the_whole_is(shape, compiled_backend):
+    inputs = on(device_of(compiled_backend), made(shape, torch.float32))
+    y = call(inputs, "sum", compiled_backend)
     lanes = {n: (v[..., 2:8] if v.dim() > 2 else v) for n, v in inputs.items()}
-    assert_same_bits(call(lanes, "sum"), y[..., 2:8])
+    assert_same_bits(call(lanes, "sum", compiled_backend), y[..., 2:8])
     batch = {n: (v[-1:] if v.dim() > 2 else v) for n, v in inputs.items()}
-    assert_same_bits(call(batch, "sum"), y[-1:])
+    assert_same_bits(call(batch, "sum", compiled_backend), y[-1:])
     channels = {n: (v[:, 1:] if v.dim() > 2 else v[1:]) for n, v in inputs.items()}
-    assert_same_bits(call(channels, "sum"), y[:, 1:])
+    assert_same_bits(call(channels, "sum", compiled_backend), y[:, 1:])
 
 
+@pytest.mark.parametrize("compiled_backend", BUILT, indirect=True)
 @pytest.mark.parametrize("shape", ["lanes", "recurrence"])
-def test_swapping_directions_and_time_gives_the_same_bits(shape):
-    inputs = made(shape, torch.float32)
+def test_swapping_directions_and_time_gives_the_same_bits(shape, compiled_backend):
+    inputs = on(device_of(compiled_backend), made(shape, torch.float32))
     swapped = {}
     for name in ("u", "decay", "weight", "D"):
         swapped[name], swapped[name + "_b"] = inputs[name + "_b"], inputs[name]
     swapped["z"] = inputs["z"]
     swapped = {n: v.flip(2) if n in ("u", "u_b", "z") else v for n, v in swapped.items()}
-    assert_same_bits(call(swapped, "sum").flip(2), call(inputs, "sum"))
+    assert_same_bits(call(swapped, "sum", compiled_backend).flip(2), call(inputs, "sum", compiled_backend))
 
 
-def test_integers_are_exact():
+def test_integers_are_exact(compiled_backend):
     """decay i turns a quarter each step: with whole numbers nothing is rounded."""
     inputs = made("long", torch.float32, has_z=False)
     for name, value in inputs.items():
         inputs[name] = torch.full_like(value, 1j) if name.startswith("decay") else value.real.round().to(value.dtype)
     dy = torch.ones(1, 9, 257)
-    found, truth = run(inputs, "sum", dy), run(wide(inputs), "sum", dy, "reference")
+    found, truth = run(inputs, "sum", dy, compiled_backend), run(wide(inputs), "sum", dy, "reference")
     assert_same_bits({n: v.to(truth[n].dtype).abs() for n, v in found.items()}, {n: v.abs() for n, v in truth.items()})
 
 
 @pytest.mark.parametrize("shape", ["many lanes", "recurrence"])
-def test_nan_touches_what_comes_after_it_and_nothing_else(shape):
-    inputs = made(shape, torch.float32)
-    clean = call(inputs, "cat")
+def test_nan_touches_what_comes_after_it_and_nothing_else(shape, compiled_backend):
+    inputs = on(device_of(compiled_backend), made(shape, torch.float32))
+    clean = call(inputs, "cat", compiled_backend)
     inputs["u"][0, 2, 11, 1] = torch.nan
-    y = call(inputs, "cat")
+    y = call(inputs, "cat", compiled_backend)
     touched = torch.zeros_like(y, dtype=torch.bool)
     touched[0, 2, 11:, 1] = True
     assert torch.equal(torch.isnan(y), touched)
@@ -276,11 +286,11 @@ def test_nan_touches_what_comes_after_it_and_nothing_else(shape):
 
 
 @pytest.mark.parametrize("empty", range(5))
-def test_empty_tensors_give_empty_results_and_zero_gradients(empty):
+def test_empty_tensors_give_empty_results_and_zero_gradients(empty, compiled_backend):
     size = [2, 3, 4, 5, 2]
     size[empty] = 0
     inputs = made((*size[:3], (size[3],), size[4]), torch.float32)
-    for merge, backend in itertools.product(("sum", "cat", "reverse"), ("cpu", "reference")):
+    for merge, backend in itertools.product(("sum", "cat", "reverse"), (compiled_backend, "reference")):
         found = run(inputs, merge, backend=backend)
         for name, value in found.items():
             if name != "y":
@@ -288,20 +298,21 @@ def test_empty_tensors_give_empty_results_and_zero_gradients(empty):
                 assert empty == 4 or (value == 0).all()
 
 
-def test_expanded_and_misaligned_tensors():
-    inputs = made("lanes", torch.float32)
-    plain = run(inputs, "sum", torch.ones_like(inputs["u"]))
-    dy = torch.ones(()).expand(inputs["u"].shape)
+def test_expanded_and_misaligned_tensors(compiled_backend):
+    inputs = on(device_of(compiled_backend), made("lanes", torch.float32))
+    plain = run(inputs, "sum", torch.ones_like(inputs["u"]), compiled_backend)
+    dy = torch.ones_like(inputs["D"][0]).expand(inputs["u"].shape)
     shifted = {n: torch.cat((v.flatten()[:1], v.flatten()))[1:].view(v.shape) for n, v in inputs.items()}
-    assert_same_bits(run(shifted, "sum", dy), plain)
+    assert_same_bits(run(shifted, "sum", dy, compiled_backend), plain)
 
 
-def test_backward_can_return_the_output():
+def test_backward_can_return_the_output(compiled_backend):
+    operators = operators_of(compiled_backend)
     for merge, z, shape in itertools.product((0, 1, 2), (True, False), ("lanes", "recurrence")):
         inputs = made(shape, torch.float32, has_z=z)
-        tensors = real(inputs)
-        y = COMPILED.s4d_forward(*tensors, 2, merge)
-        assert_same_bits(COMPILED.s4d_backward(torch.ones_like(y), *tensors, 2, merge, NEEDS_Y)[-1], y)
+        tensors = real(on(device_of(compiled_backend), inputs))
+        y = operators.s4d_forward(*tensors, 2, merge)
+        assert_same_bits(operators.s4d_backward(torch.ones_like(y), *tensors, 2, merge, NEEDS_Y)[-1], y)
 
 
 def real(inputs: dict) -> S4dTensors:
@@ -309,14 +320,14 @@ def real(inputs: dict) -> S4dTensors:
     return S4dTensors(*(torch.view_as_real(v) if v is not None and v.is_complex() else v for v in values))
 
 
-def test_opcheck():
-    opcheck(COMPILED)
+def test_opcheck(compiled_backend):
+    opcheck(operators_of(compiled_backend), device=device_of(compiled_backend))
 
 
-def opcheck(operators: Operators, shape: str | tuple = "modes 6") -> None:
+def opcheck(operators: Operators, shape: str | tuple = "modes 6", device: str = "cpu") -> None:
     """Forward with gradients; backward for none, all and every second of them."""
     for has_z, merge in ((True, 0), (False, 2)):
-        tensors = real(made(shape, torch.float32, has_z=has_z))
+        tensors = real(on(device, made(shape, torch.float32, has_z=has_z)))
         leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
         torch.library.opcheck(operators.s4d_forward, (*leaves, 2, merge))
         y = operators.s4d_forward(*tensors, 2, merge)
