@@ -26,6 +26,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from ssmvdm.digests import file_digest
+from ssmvdm.errors import sizes_from_outside
 from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 
@@ -316,9 +317,9 @@ def _facts(path: Path) -> tuple[TrainingConfig, dict]:
 
 def _on_meta(path: Path, config: TrainingConfig) -> UNet3D:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), sizes_from_outside():
             return UNet3D(config.network)
-    except (ValueError, TypeError, RuntimeError) as error:  # sizes beyond what torch can count
+    except ValueError as error:
         raise CheckpointError(f"{path / FACTS}: config: no such network: {error}") from error
 
 

@@ -34,6 +34,7 @@ from ssmvdm.checkpoint import State
 from ssmvdm.data.export import replacing, write_gif
 from ssmvdm.data.source import open_source
 from ssmvdm.ema import averaged
+from ssmvdm.errors import sizes_from_outside
 from ssmvdm.examples import Example, Examples, Numbers, batches, open_condition
 from ssmvdm.run_log import RunLog
 from ssmvdm.sampling import sample_videos
@@ -115,7 +116,7 @@ class Run:
         found = _found(config, self.checkpoints, resume, accelerator.num_processes)
         self.is_main, device = accelerator.is_main_process, accelerator.device
         self.diffusion = config.diffusion.process()
-        with torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=()), sizes_from_outside():
             torch.manual_seed(config.seed)
             self.network = UNet3D(config.network)
         if not config.sharded:  # else each part goes to the device by itself: the whole may not fit there

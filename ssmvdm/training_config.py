@@ -10,6 +10,7 @@ from ssmvdm.diffusion import LOSSES, GaussianDiffusion
 from ssmvdm.fields import check_choice, check_positive, check_types, construct
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+LARGEST_RATE = 3e37  # Adam's first step divides the learning rate by 1 - .9, and float32 ends at 3.4e38
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class TrainingConfig:
         for name in ("seed", "workers", "sample_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be a whole number of at least 0, got {getattr(self, name)}")
-        _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
+        _check_number("learning_rate", self.learning_rate, 0.0, LARGEST_RATE)
         if self.clip_norm is not None:
             _check_number("clip_norm", self.clip_norm, 0.0, math.inf)
         if self.ema_decay != 0:

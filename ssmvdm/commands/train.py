@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ssmvdm.commands.requirements import need
-from ssmvdm.errors import InputError
+from ssmvdm.errors import InputError, sizes_from_outside
 from ssmvdm.json_file import read_object
 from ssmvdm.training_config import PRESETS, TrainingConfig
 
@@ -68,7 +68,11 @@ def run(options: TrainOptions) -> None:
     if options.dry_run:
         from ssmvdm import accounting
 
-        print(accounting.describe(options.training))
+        try:
+            with sizes_from_outside():
+                print(accounting.describe(options.training))
+        except ValueError as error:
+            raise InputError(str(error)) from error
         return
     need(train=("accelerate", "PIL"))
     from ssmvdm.training import NonFiniteError, train
