@@ -74,7 +74,7 @@ def test_names_aliases_and_errors():
     [
         ({"heads": 0}, "heads must be a positive integer, got 0"),
         ({"states": -1}, "states must be a positive integer, got -1"),
-        ({"linear_dim": 2.5}, "linear_dim must be a positive integer, got 2.5"),
+        ({"linear_dim": 2.5}, "linear_dim must be a whole number of .* or None, got 2.5"),
         ({"dim_head": 7}, "dim_head must be even .*, got 7"),
         ({"memory": "big"}, "memory must be one of lean, fast, got 'big'"),
         ({"s4d_form": "conv"}, "s4d_form must be one of scan, fft, got 'conv'"),
