@@ -150,14 +150,29 @@ class UNet3D(nn.Module):
         return torch.cat((embedding, cond), dim=-1)
 
     def _check(self, x, t, cond, cond_drop, focus_present) -> None:
-        config, b = self.config, x.shape[0]
+        config, weight = self.config, self.input_conv.weight
         multiple = config.frame_multiple
-        if x.ndim != 5 or x.shape[1] != config.channels:
-            raise ValueError(f"x must be (b, {config.channels}, f, h, w), got {tuple(x.shape)}")
+        given = {"x": x, "t": t, "cond": cond, "cond_drop": cond_drop, "focus_present": focus_present}
+        for name, value in given.items():
+            if value is None and name not in ("x", "t"):
+                continue
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
+            if value.device != x.device:
+                raise ValueError(f"{name} must be on {x.device}, as x is, got {value.device}")
+        if x.ndim != 5 or x.shape[1] != config.channels or x.numel() == 0:
+            raise ValueError(f"x must be (b, {config.channels}, f, h, w), no size 0, got {tuple(x.shape)}")
+        if x.dtype != weight.dtype and not (_is_cast(x) and _is_cast(weight)):
+            raise ValueError(f"x must be {weight.dtype}, as the network is, got {x.dtype}")
+        if x.is_meta and not weight.is_meta:  # other devices may differ: weights that are offloaded follow x
+            raise ValueError(f"x must be on {weight.device}, as the network is, got {x.device}")
+        b = x.shape[0]
         if x.shape[3] % multiple or x.shape[4] % multiple:
             raise ValueError(f"height and width of x must be multiples of {multiple}, got {tuple(x.shape[3:])}")
         if t.shape != (b,):
             raise ValueError(f"t must be ({b},), one step per sample of x, got {tuple(t.shape)}")
+        if t.is_complex() or t.dtype == torch.bool:
+            raise ValueError(f"t must be integer or float, got {t.dtype}")
         if config.cond_dim is None and (cond is not None or cond_drop is not None):
             raise ValueError("cond and cond_drop need a network with cond_dim, this one has none")
         if config.cond_dim is not None and (cond is None or cond.shape != (b, config.cond_dim)):
@@ -170,6 +185,13 @@ class UNet3D(nn.Module):
         for name, mask in (("cond_drop", cond_drop), ("focus_present", focus_present)):
             if mask is not None and (mask.shape != (b,) or mask.dtype != torch.bool):
                 raise ValueError(f"{name} must be ({b},) bool, got {tuple(mask.shape)} {mask.dtype}")
+
+
+def _is_cast(x: Tensor) -> bool:
+    """Whether autocast is on and brings tensors like x to its own dtype."""
+    kind = x.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return is_on and x.is_floating_point() and x.dtype != torch.float64
 
 
 def _temporal(channels: int, config: UNet3DConfig) -> nn.Module:

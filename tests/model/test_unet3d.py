@@ -90,13 +90,30 @@ def test_dtypes(dtype):
     assert y.dtype == dtype and y.isfinite().all()
 
 
+GOOD = {"x": (2, 3, 3, 4, 4), "t": (2,), "cond": (2, 5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"x": torch.zeros(2, 4, 3, 4, 4)}, r"x must be \(b, 3, f, h, w\), got \(2, 4, 3, 4, 4\)"),
+        ({"x": torch.zeros(2, 4, 3, 4, 4)}, r"x must be \(b, 3, f, h, w\), no size 0, got \(2, 4, 3, 4, 4\)"),
         ({"x": torch.zeros(3, 3, 4, 4)}, "x must be"),
         ({"x": torch.zeros(2, 3, 3, 4, 5)}, r"height and width of x must be multiples of 2, got \(4, 5\)"),
+        ({"x": torch.zeros(())}, r"x must be \(b, 3, f, h, w\), no size 0, got \(\)"),
+        *(({"x": torch.zeros(2, 3, 3, 4, 4).narrow(axis, 0, 0)}, "x must be .* no size 0") for axis in range(5)),
+        ({"x": None}, "x must be a tensor, got NoneType"),
+        ({"x": torch.zeros(2, 3, 3, 4, 4, dtype=torch.long)}, "x must be torch.float32, .* got torch.int64"),
+        ({"x": torch.zeros(2, 3, 3, 4, 4, dtype=torch.double)}, "x must be torch.float32, .* got torch.float64"),
+        ({"x": torch.zeros(2, 3, 3, 4, 4, device="meta")}, "must be on meta, as x is, got cpu"),
+        (
+            {name: torch.zeros(shape, device="meta") for name, shape in GOOD.items()},
+            "x must be on cpu, as the network is, got meta",
+        ),
+        ({"t": 3}, "t must be a tensor, got int"),
+        ({"t": torch.zeros(2, device="meta")}, "t must be on cpu, as x is, got meta"),
+        ({"t": torch.zeros(2, dtype=torch.complex64)}, "t must be integer or float, got torch.complex64"),
         ({"t": torch.zeros(3)}, r"t must be \(2,\)"),
+        ({"cond": [0.0]}, "cond must be a tensor, got list"),
         ({"cond": None}, r"cond must be \(2, 5\), got none"),
         ({"cond": torch.zeros(2, 4)}, r"cond must be \(2, 5\), got \(2, 4\)"),
         ({"cond_drop": torch.zeros(2)}, r"cond_drop must be \(2,\) bool, got \(2,\) torch.float32"),
@@ -105,9 +122,17 @@ def test_dtypes(dtype):
 )
 def test_input_errors(arguments, message):
     model = small(cond_dim=5)
-    good = {"x": torch.zeros(2, 3, 3, 4, 4), "t": torch.zeros(2), "cond": torch.zeros(2, 5)}
+    good = {name: torch.zeros(shape) for name, shape in GOOD.items()}
     with pytest.raises(ValueError, match=message):
         model(**(good | arguments))
+
+
+def test_autocast_takes_what_it_casts():
+    model, x, t = small(), torch.zeros(1, 3, 2, 4, 4), torch.zeros(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x.bfloat16(), t), model(x, t))
+        with pytest.raises(ValueError, match=r"x must be torch.float32, .* got torch.float64"):
+            model(x.double(), t)
 
 
 def test_condition_for_an_unconditional_network_is_refused():
