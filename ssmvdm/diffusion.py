@@ -45,6 +45,9 @@ class GaussianDiffusion:
         of its absolute values, at least 1, and divides by s (Saharia et al., Imagen, section 2.3).
 
     The constants are float64 tables on the CPU, named as in the literature; t indexes them.
+
+    Raises ValueError naming the argument, what was expected and what came. Nothing is broadcast. Whether steps exist is
+    asked of t on the CPU alone: on a GPU the answer would have to be waited for.
     """
 
     def __init__(self, timesteps: int = 256, loss: str = "l2", dynamic_threshold: float | None = None):
@@ -73,10 +76,12 @@ class GaussianDiffusion:
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise (DDPM eq. 4). t: (b,) integer."""
+        _check_shape("noise", noise, x0)
         return self._at("sqrt_alphas_cumprod", t, x0) * x0 + self._at("sqrt_one_minus_alphas_cumprod", t, x0) * noise
 
     def predict_x0(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The video that would give x_t with this noise."""
+        _check_shape("noise", noise, x_t)
         return (
             self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
             - self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * noise
@@ -84,27 +89,35 @@ class GaussianDiffusion:
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x0) (DDPM eq. 7); the last two (b, 1, ...)."""
+        _check_shape("x0", x0, x_t)
         mean = self._at("posterior_mean_x0", t, x_t) * x0 + self._at("posterior_mean_xt", t, x_t) * x_t
         return mean, self._at("posterior_variance", t, x_t), self._at("posterior_log_variance", t, x_t)
+
+    def predict_noise(self, model: Denoiser, x_t: Tensor, t: Tensor, **model_kwargs) -> Tensor:
+        """What the model returns, which must be one noise for each value of x_t."""
+        noise = model(x_t, t, **model_kwargs)
+        _check_shape("what the model returns", noise, x_t)
+        return noise
 
     def p_mean_variance(
         self, model: Denoiser, x_t: Tensor, t: Tensor, *, clip: bool = True, **model_kwargs
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of the model's p(x_{t-1} | x_t): the posterior at the video it predicts."""
-        x0 = self.predict_x0(x_t, t, model(x_t, t, **model_kwargs))
+        x0 = self.predict_x0(x_t, t, self.predict_noise(model, x_t, t, **model_kwargs))
         return self.posterior(self.threshold(x0) if clip else x0, x_t, t)
 
     def p_sample(
         self, model: Denoiser, x_t: Tensor, t: Tensor, noise: Tensor, *, clip: bool = True, **model_kwargs
     ) -> Tensor:
         """x_{t-1} = mean + exp(log variance / 2) noise, without noise at t = 0 (DDPM algorithm 2)."""
+        _check_shape("noise", noise, x_t)
         mean, _, log_variance = self.p_mean_variance(model, x_t, t, clip=clip, **model_kwargs)
         is_last = (t == 0).view(-1, *(1,) * (x_t.ndim - 1))
         return torch.where(is_last, mean, mean + (0.5 * log_variance).exp() * noise)
 
     def training_loss(self, model: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, **model_kwargs) -> Tensor:
         """Mean error of the predicted noise at step t (DDPM eq. 14): a scalar. x0 in [-1, 1]."""
-        return LOSSES[self.loss](model(self.q_sample(x0, t, noise), t, **model_kwargs), noise)
+        return LOSSES[self.loss](self.predict_noise(model, self.q_sample(x0, t, noise), t, **model_kwargs), noise)
 
     def sample(
         self,
@@ -139,8 +152,20 @@ class GaussianDiffusion:
 
     def _at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
         """Table `name` at steps t, shaped to multiply x: (b, 1, ..., 1), float64 for float64 x, else float32."""
+        if not isinstance(t, Tensor) or t.shape != x.shape[:1] or t.dtype not in (torch.int32, torch.int64):
+            came = f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else repr(t)
+            raise ValueError(f"t must be {tuple(x.shape[:1])} int64 or int32, got {came}")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        key = (name, x.device, dtype)
+        key = (name, t.device, dtype)
         if key not in self._on_device:
-            self._on_device[key] = getattr(self, name).to(x.device, dtype)
-        return self._on_device[key][t].view(-1, *(1,) * (x.ndim - 1))
+            self._on_device[key] = getattr(self, name).to(t.device, dtype)
+        try:
+            values = self._on_device[key].index_select(0, t)  # table[t] would take -1 for the last step
+        except IndexError:
+            raise ValueError(f"t must be from 0 to {self.timesteps - 1}, got {t.tolist()}") from None
+        return values.to(x.device).view(-1, *(1,) * (x.ndim - 1))
+
+
+def _check_shape(name: str, value: Tensor, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise ValueError(f"{name} must be {tuple(like.shape)}, got {tuple(value.shape)}")

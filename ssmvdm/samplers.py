@@ -98,7 +98,7 @@ def ddpm(
 
 def _predicted_video(diffusion: "GaussianDiffusion", model: "Denoiser", x: Tensor, level: int, clip: bool) -> Tensor:
     t = torch.full((x.shape[0],), level, device=x.device)
-    x0 = diffusion.predict_x0(x, t, model(x, t))
+    x0 = diffusion.predict_x0(x, t, diffusion.predict_noise(model, x, t))
     return diffusion.threshold(x0) if clip else x0
 
 
@@ -141,7 +141,7 @@ def scheduled(
     for i in progress(range(len(scheduler.timesteps))):
         t = scheduler.timesteps[i]
         x_t = scheduler.scale_model_input(x, t).to(x.dtype)
-        noise = model(x_t, t.to(x.device).expand(x.shape[0]))
+        noise = diffusion.predict_noise(model, x_t, t.to(x.device).expand(x.shape[0]))
         noise = _noise_of_clipped(diffusion, x_t, noise, float(t)) if clip else noise
         x = scheduler.step(noise, t, x, **extra, return_dict=False)[0].to(x.dtype)
     return x

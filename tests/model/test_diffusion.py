@@ -3,9 +3,11 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssmvdm import GaussianDiffusion
 from ssmvdm.diffusion import cosine_betas, to_model_range, to_unit_range
+from ssmvdm.samplers import sampler_named
 
 
 def test_constants_of_the_paper():
@@ -121,3 +123,48 @@ def test_ranges_invert_each_other():
 def test_errors(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         GaussianDiffusion(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noise": torch.zeros(1, 3, 2, 4, 4)}, r"noise must be \(2, 3, 2, 4, 4\), got \(1, 3, 2, 4, 4\)"),
+        ({"t": torch.tensor([3])}, r"t must be \(2,\) int64 or int32, got \(1,\) torch.int64"),
+        ({"t": torch.tensor([3.0, 4.0])}, "got .* torch.float32"),
+        ({"t": 3}, "t must be .* got 3"),
+        ({"t": torch.tensor([3, -1])}, r"t must be from 0 to 9, got \[3, -1\]"),
+        ({"t": torch.tensor([10, 0])}, r"t must be from 0 to 9, got \[10, 0\]"),
+    ],
+)
+def test_nothing_is_broadcast_and_no_step_wraps(arguments, message):
+    diffusion, x = GaussianDiffusion(10), torch.zeros(2, 3, 2, 4, 4)
+    t, noise = arguments.get("t", torch.tensor([3, 9])), arguments.get("noise", x)
+    model = lambda x, t: x  # noqa: E731
+    with pytest.raises(ValueError, match=message):
+        diffusion.q_sample(x, t, noise)
+    with pytest.raises(ValueError, match=message):
+        diffusion.training_loss(model, x, t, noise)
+    with pytest.raises(ValueError, match=message):
+        diffusion.p_sample(model, x, t, noise)
+    with pytest.raises(ValueError, match=message.replace("noise", "x0")):
+        diffusion.posterior(noise, x, t)
+
+
+def test_a_model_with_too_few_channels_is_refused():
+    diffusion, x, t = GaussianDiffusion(10), torch.zeros(2, 3, 2, 4, 4), torch.tensor([3, 9])
+    model = lambda x, t: x[:, :1]  # noqa: E731
+    message = r"what the model returns must be \(2, 3, 2, 4, 4\), got \(2, 1, 2, 4, 4\)"
+    with pytest.raises(ValueError, match=message):
+        diffusion.training_loss(model, x, t, x)
+    with pytest.raises(ValueError, match=message):
+        diffusion.p_sample(model, x, t, x)
+    for name in ("ddpm", "ddim", "diffusers:DDIMScheduler"):
+        with pytest.raises(ValueError, match=message):
+            sampler_named(name)(diffusion, model, x, [torch.Generator()] * 2)
+
+
+def test_steps_are_looked_up_without_their_values():
+    """As a count of operations, a compiler and a GPU need it."""
+    with FakeTensorMode():
+        x, t = torch.zeros(2, 3, 2, 4, 4), torch.zeros(2, dtype=torch.long)
+        assert GaussianDiffusion(10).q_sample(x, t, x).shape == x.shape
