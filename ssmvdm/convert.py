@@ -265,7 +265,10 @@ def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Copy their tensors into our parameters; afterwards every key has been used."""
     unused = dict(state_dict)
     for name, shape, parameter in paper_parameters(model):
-        _copy(parameter, _take_tensor(unused, name, shape))
+        tensor = _take_tensor(unused, name, shape)
+        if tensor.is_meta and not parameter.is_meta:
+            raise ValueError(f"{name!r} must have values, got a tensor on the meta device")
+        _copy(parameter, tensor)
     for name, expected in _theirs_only(model).items():
         tensor = _take_tensor(unused, name, expected.shape)
         if name.endswith("rotary_emb.freqs"):
@@ -278,6 +281,9 @@ def _take_tensor(state_dict: dict[str, Tensor], name: str, shape: tuple[int, ...
     if name not in state_dict:
         raise ValueError(f"the state dict lacks {name!r}")
     tensor = state_dict.pop(name)
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name!r} must be a floating-point tensor, got {came}")
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name!r} must be {tuple(shape)}, got {tuple(tensor.shape)}")
     return tensor

@@ -156,6 +156,23 @@ def test_configuration_errors(change, message):
         convert.unet_from_paper({"dim_mults": (1, 2)})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor + 1j, "must be a floating-point tensor, got torch.complex64"),
+        (lambda tensor: tensor.long(), "must be a floating-point tensor, got torch.int64"),
+        (lambda tensor: tensor.tolist(), "must be a floating-point tensor, got list"),
+        (lambda tensor: tensor.to("meta"), "must have values, got a tensor on the meta device"),
+    ],
+)
+def test_weights_are_floating_point_and_have_values(change, message):
+    config = {"dim": 6, "hidden_dim": 4, "version": 20}
+    weights = convert.temporal_layer_to_paper(convert.temporal_layer_from_paper("bi-s6", config))
+    weights["s6.D"] = change(weights["s6.D"].detach())
+    with pytest.raises(ValueError, match=f"'s6.D' {message}"):
+        convert.temporal_layer_from_paper("bi-s6", config, weights)
+
+
 @pytest.mark.parametrize("arch", ["attn", "l-attn"])
 def test_attention_layer_without_rotary_frequencies_does_not_rotate(arch):
     config = {"dim": 6, "heads": 2, "dim_head": 4}
