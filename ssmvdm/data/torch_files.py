@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,5 +18,6 @@ def load_tensors(path: Path, content: bytes | None = None) -> Any:
     try:
         return torch.load(path if content is None else io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        asked = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to allow it
+        reason = f"it asks for {asked[1]}" if asked else "it is damaged or of another format"
         raise ValueError(f"{path} is not a file of tensors and nothing else: {reason}") from error
