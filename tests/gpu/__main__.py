@@ -2,7 +2,8 @@
 
 Needs no network and installs nothing. Every stage has a time limit and the rest go on whatever becomes of it; the exit
 status is 0 only if none failed and something ran. What became of all of them is in test-gpu.json beside the results of
-the benchmark.
+the benchmark. Of the cases on Triton, which compiles for minutes, it takes some: `python -m pytest tests/kernels -k
+triton` takes all.
 
 --out FOLDER       for the results; default: benchmarks/results/<device>
 --mamba ARCHIVE    mamba-ssm's source distribution, to compare with; MAMBA_SDIST does the same
@@ -35,6 +36,12 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TOTAL_S = 580.0
 STOP_S = 15.0  # before the limit
 NO_DEVICE = "PyTorch finds no CUDA device."
+# Triton compiles each set of options and kind of strides for a second or two: of its 1300 kernels these need a quarter.
+TRITON_CASES = (
+    "core or layouts or without_lanes or median or run_to_run or adjoint or strong_decay or nan_and_infinity "
+    "or gradient_of_a_sum or earlier_calls or opcheck or (test_conv and 130) "
+    "or (test_s4d and (odd or half or nan or empty or expanded))"
+)
 SANITIZER_REFUSES = r"Device not supported|device is not supported"
 
 
@@ -48,11 +55,13 @@ def phases(out: Path, archive: Path | None) -> list[Phase]:
         (
             (
                 check_stage(no_device),
-                *(kernel_tests(backend, no_device) for backend in ("cuda", "triton")),
+                kernel_tests("cuda", "cuda", no_device),
+                kernel_tests("triton", f"triton and ({TRITON_CASES})", no_device),
             ),
             (
                 pytest_stage("runtime", 80, no_device, "tests/gpu", "-m", "gpu"),
-                *(sanitizer_stage(tool, no_device) for tool in TOOLS),
+                sanitizer_stage("memcheck", 50, no_device, "--seconds", "20"),
+                *(sanitizer_stage(tool, 40, no_device, "--seconds", "12", "--backend", "cuda") for tool in TOOLS[1:]),
             ),
         ),
         ((benchmark_stage(out, mamba, no_device),),),
@@ -93,9 +102,9 @@ def pytest_stage(name: str, limit_s: float, obstacle: str | None, *arguments: st
     return Stage(name, command, limit_s, {"CI": "1", **environment}, obstacle, {deadline.MESSAGE: "timed out"})
 
 
-def kernel_tests(backend: str, obstacle: str | None) -> Stage:
-    """The cases of tests/kernels on this backend, on several processes where pytest-xdist is installed."""
-    arguments, environment = ["tests/kernels", "-k", backend], {}
+def kernel_tests(backend: str, which: str, obstacle: str | None) -> Stage:
+    """Cases of tests/kernels on this backend, on several processes where pytest-xdist is installed."""
+    arguments, environment = ["tests/kernels", "-k", which], {}
     if importlib.util.find_spec("xdist") is not None:
         workers = max(1, min(12, (os.cpu_count() or 1) - 2))
         arguments += ["-n", str(workers)]
@@ -103,13 +112,13 @@ def kernel_tests(backend: str, obstacle: str | None) -> Stage:
     return pytest_stage(f"{backend} cases", 105, obstacle, *arguments, **environment)
 
 
-def sanitizer_stage(tool: str, obstacle: str | None) -> Stage:
+def sanitizer_stage(tool: str, limit_s: float, obstacle: str | None, *options: str) -> Stage:
     """PyTorch's cache of memory is off, so that every tensor has bounds of its own."""
     program = find_sanitizer()
     obstacle = obstacle or (None if program else "compute-sanitizer is not installed (it comes with the CUDA toolkit).")
     command = (program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no",
-               *python("-m", "tests.gpu.sanitized", "--seconds", "25"))  # fmt: skip
-    return Stage(tool, command, 44, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, obstacle,
+               *python("-m", "tests.gpu.sanitized", *options))  # fmt: skip
+    return Stage(tool, command, limit_s, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, obstacle,
                  {SANITIZER_REFUSES: "skipped"})  # fmt: skip
 
 

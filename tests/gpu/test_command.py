@@ -13,6 +13,7 @@ import torch
 
 from ssmvdm_kernels import available_backends
 from tests.conftest import require_backend
+from tests.kernels import test_conv, test_s4d
 
 from . import __main__ as command
 from . import sanitized, stages
@@ -142,6 +143,18 @@ def test_the_limits_of_the_real_stages_keep_to_the_total(tmp_path):
     names = [stage.name for stage in all_stages(phases)]
     assert len(set(names)) == len(names)
     assert set(command.TOOLS) < set(names) and {"build", "cuda cases", "triton cases", "benchmark"} < set(names)
+
+
+def test_the_cases_on_triton_are_there():
+    """A word that no test has in its name, its file or its shape would leave cases out in silence."""
+    files = sorted((command.ROOT / "tests" / "kernels").glob("test_*.py"))
+    known = [name for path in files for name in (path.stem, *re.findall(r"def (test_\w+)", path.read_text()))]
+    words = set(re.findall(r"\w+", command.TRITON_CASES)) - {"and", "or"}
+    assert not [word for word in words if not any(word in name for name in (*known, *test_s4d.SHAPES, *conv_shapes()))]
+
+
+def conv_shapes() -> list[str]:
+    return [test_conv.name_of(shape) for shape in test_conv.SHAPES]
 
 
 def test_nothing_of_it_needs_what_a_network_brings(tmp_path):
