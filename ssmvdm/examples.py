@@ -4,14 +4,14 @@ Neither the batch size, nor the number of processes, nor where a run was interru
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssmvdm.data.embeddings import check_captions, read_embeddings
 from ssmvdm.data.files import FileSource
@@ -34,6 +34,13 @@ class Example(NamedTuple):
     cond_drop: Tensor
 
 
+class Batch(NamedTuple):
+    """examples: side by side. left_out: files that turned out unusable when these were loaded, each with the reason."""
+
+    examples: Example
+    left_out: list[str]
+
+
 class Condition(NamedTuple):
     """vectors: caption -> (cond_dim,). drop: share of the examples that get the null embedding."""
 
@@ -42,7 +49,7 @@ class Condition(NamedTuple):
 
 
 class Examples(Dataset):
-    """examples[n] of the run with this seed."""
+    """examples[n] of the run with this seed, and batches of them, as DataLoader asks for."""
 
     def __init__(self, source: ClipSource, seed: int, timesteps: int, condition: Condition | None = None):
         self.source, self.seed, self.timesteps, self.condition = source, seed, timesteps, condition
@@ -58,6 +65,12 @@ class Examples(Dataset):
             return Example(x0, t, noise, torch.empty(0), torch.tensor(False))
         vectors, drop = self.condition
         return Example(x0, t, noise, vectors[str(clip.caption)], torch.tensor(generator.random() < drop))
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        unusable = self.source.unusable if isinstance(self.source, FileSource) else {}
+        known = len(unusable)
+        examples = default_collate([self[number] for number in numbers])
+        return Batch(examples, [f"{video}: {reason}" for video, reason in islice(unusable.items(), known, None)])
 
 
 def open_condition(config: TrainingConfig, source: ClipSource) -> Condition | None:
@@ -89,6 +102,11 @@ class Numbers:
             yield list(range(start, start + self.batch))
 
 
-def batches(examples: Examples, numbers: Numbers, workers: int, pin_memory: bool) -> Iterator[Example]:
-    """Batches of Example, loaded ahead by `workers` processes."""
-    return iter(DataLoader(examples, batch_sampler=numbers, num_workers=workers, pin_memory=pin_memory))
+def batches(examples: Examples, numbers: Numbers, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """Batches without end, loaded ahead by `workers` processes."""
+    options = {"num_workers": workers, "pin_memory": pin_memory, "collate_fn": _as_it_is}
+    return iter(DataLoader(examples, batch_sampler=numbers, **options))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

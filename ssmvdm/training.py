@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -70,7 +70,8 @@ def train(
 
     folder: of the run; it gets checkpoints/step-N, log.jsonl, samples/step-N.gif and, where TensorBoard is installed,
         tensorboard/. A run that is there already goes on from its newest whole checkpoint; with resume=False it is an
-        error. on_step is called after each step with its log record.
+        error. on_step is called after each step with its log record. A step that met files it could not use has them in
+        its record, "path: reason" under "left_out", once per start of the run.
     Under torchrun or `accelerate launch` each process calls this; the first one writes.
 
     Raises ValueError for a configuration or a number of processes that differs from that of the run in `folder`,
@@ -88,7 +89,8 @@ def train(
                 record, is_stopping = run.advance(is_asked())
                 bar.set_postfix_str(_summary(record), refresh=False)
                 bar.update()
-                if log is not None and (run.step % config.log_every == 0 or run.step == config.steps):
+                is_due = run.step % config.log_every == 0 or run.step == config.steps
+                if log is not None and (is_due or "left_out" in record):
                     log.write(record)
                 if on_step is not None:
                     on_step(record)
@@ -129,6 +131,7 @@ class Run:
             sharding.take_parts(self.ema.module, self.network)
             self.ema.to(device)
         self.step = self.examples_seen = 0
+        self.left_out: set[str] = set()  # files that no process could use, with the reason, as far as logged
         if found is not None:
             self._restore(found)
         self._batches = batches(self.examples, self._numbers(), config.workers, device.type == "cuda")
@@ -137,17 +140,20 @@ class Run:
     def advance(self, is_asked_to_stop: bool) -> tuple[dict, bool]:
         """One optimizer step: its log record, and whether any process was asked to stop."""
         config, accelerator, start = self.config, self.accelerator, time.perf_counter()
-        total = torch.zeros((), device=accelerator.device)
+        total, left_out = torch.zeros((), device=accelerator.device), set()
         for _ in range(config.accumulate):
             with accelerator.accumulate(self.model):
-                loss = self._loss(next(self._batches))
+                batch = next(self._batches)
+                left_out |= set(batch.left_out) - self.left_out
+                loss = self._loss(batch.examples)
                 accelerator.backward(loss)
                 total += loss.detach()
         # A limit of infinity leaves the gradient as it is, to the bit, and gives its norm all the same.
         norm = sharding.whole(accelerator.clip_grad_norm_(self.network.parameters(), config.clip_norm or math.inf))
         # One exchange per step: what all processes must agree on. It is also the step's only wait for the device.
-        told = torch.stack((total / config.accumulate, norm.float(), torch.full_like(total, is_asked_to_stop)))
-        loss_value, norm_value, asked = accelerator.reduce(told, "mean").tolist()
+        counts = (torch.full_like(total, count) for count in (is_asked_to_stop, len(left_out)))
+        told = torch.stack((total / config.accumulate, norm.float(), *counts))
+        loss_value, norm_value, asked, found = accelerator.reduce(told, "mean").tolist()
         # Mixed precision in fp16 meets infinite gradients as a matter of course: its scaler leaves such a step out.
         if not math.isfinite(loss_value) or (accelerator.scaler is None and not math.isfinite(norm_value)):
             self._report(loss_value, norm_value)
@@ -164,6 +170,9 @@ class Run:
             "seconds": time.perf_counter() - start,
             "memory_bytes": _memory_bytes(accelerator.device),
         }
+        if found:  # by any process
+            record["left_out"] = sorted(set(gather_object(list(left_out))))
+            self.left_out.update(record["left_out"])
         return record, asked > 0
 
     def keep(self, is_stopping: bool, log: RunLog | None) -> None:

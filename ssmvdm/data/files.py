@@ -47,6 +47,9 @@ class VideoFile:
     lane: int | None = None
     captions: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return str(self.path) if self.lane is None else f"{self.path}, video {self.lane}"
+
 
 @dataclass
 class FileSource:
@@ -99,13 +102,12 @@ class FileSource:
 
     def _leave_out(self, video: VideoFile, reason: str) -> None:
         self.unusable[video] = reason
-        where = str(video.path) if video.lane is None else f"{video.path}, video {video.lane}"
-        logger.warning("left out: %s: %s", where, reason)
+        logger.warning("left out: %s: %s", video, reason)
         total = len({*self.training, *self.held_out})
         if len(self.unusable) > self.max_unusable * total:
             raise ValueError(
                 f"{len(self.unusable)} of the {total} videos cannot be used, more than the allowed share of "
-                f"{self.max_unusable:g}; the last one: {where}: {reason}"
+                f"{self.max_unusable:g}; the last one: {video}: {reason}"
             )
 
 

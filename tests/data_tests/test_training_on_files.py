@@ -9,6 +9,7 @@ import pytest
 from ssmvdm import cli
 from ssmvdm.checkpoint import load
 from ssmvdm.data.source import DataConfig
+from ssmvdm.run_log import read_log
 from ssmvdm.training import train
 from tests.data_tests import made
 from tests.training.tiny import RUN, same
@@ -34,6 +35,17 @@ def test_an_interrupted_run_arrives_at_the_same_bits(folder, tmp_path, workers):
     assert same(load(train(config, tmp_path / "halves", progress=False)), whole)
     plain = load(train(replace(config, workers=0), tmp_path / "plain", progress=False))
     assert same(plain, replace(whole, config=plain.config))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_video_that_was_left_out_is_in_the_log_once_with_its_path(folder, tmp_path, workers):
+    data = DataConfig("folder", RUN.data.frames, RUN.data.size, str(folder))
+    config = replace(RUN, data=data, steps=24, sample_every=0, workers=workers, log_every=100)
+    train(config, tmp_path / "run", progress=False)
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    told = [line for record in records for line in record.get("left_out", ())]
+    assert len(told) == 1 and told[0].startswith(f"{folder / '5.npy'}: ")
+    assert len(records) == 2 and records[-1]["step"] == 24  # the step that met it, though it was not due, and the last
 
 
 @pytest.mark.parametrize("workers", [0, 1])
