@@ -46,16 +46,16 @@ def prepare_scan(caller: str, tensors: ScanTensors) -> ScanTensors:
         if tensor is None:
             continue
         if name in _LIKE_U:
-            _check_shape(caller, name, tensor, tuple(u.shape), "the shape of u")
+            check_shape(caller, name, tensor, tuple(u.shape), "the shape of u")
         elif name in _PER_CHANNEL:
-            _check_shape(caller, name, tensor, (channels,), "one value per channel of u")
+            check_shape(caller, name, tensor, (channels,), "one value per channel of u")
         elif name in _MODULATIONS:
-            _check_modulation(caller, name, tensor, u, A.shape[1])
+            check_modulation(caller, name, tensor, u, A.shape[1])
         elif name == "A_b":
-            _check_shape(caller, name, tensor, tuple(A.shape), "the shape of A")
+            check_shape(caller, name, tensor, tuple(A.shape), "the shape of A")
         elif name == "initial_state":
             state = (batch, channels, A.shape[1], *lanes)
-            _check_shape(caller, name, tensor, state, "the shape (batch, channels, states, *lanes)")
+            check_shape(caller, name, tensor, state, "the shape (batch, channels, states, *lanes)")
     return tensors
 
 
@@ -77,11 +77,11 @@ def prepare_conv1d(caller: str, tensors: ConvTensors) -> ConvTensors:
             f"at least 1, but has {tuple(weight.shape)}."
         )
     if tensors.weight_b is not None:
-        _check_shape(caller, "weight_b", tensors.weight_b, tuple(weight.shape), "the shape of weight")
+        check_shape(caller, "weight_b", tensors.weight_b, tuple(weight.shape), "the shape of weight")
     for name in ("bias", "bias_b"):
         tensor = getattr(tensors, name)
         if tensor is not None:
-            _check_shape(caller, name, tensor, (channels,), "one value per channel of x")
+            check_shape(caller, name, tensor, (channels,), "one value per channel of x")
     return tensors
 
 
@@ -110,17 +110,16 @@ def prepare_s4d(caller: str, tensors: S4dTensors) -> S4dTensors:
         expected = dtypes.get(name, modes)
         if tensor.dtype != expected:
             raise TypeError(
-                f"{caller}: {name} must be {_dtype_name(expected)}, which goes with {_dtype_name(u.dtype)} in u, "
-                f"but is {_dtype_name(tensor.dtype)}."
+                f"{caller}: {name} must be {dtype_name(expected)}, which goes with {dtype_name(u.dtype)} in u, "
+                f"but is {dtype_name(tensor.dtype)}."
             )
-        if tensor.device != u.device:
-            raise ValueError(f"{caller}: {name} must be on the device of u, {u.device}, but is on {tensor.device}.")
+        check_device(caller, name, tensor, "u", u)
         if name in ("z", "u_b"):
-            _check_shape(caller, name, tensor, tuple(u.shape), "the shape of u")
+            check_shape(caller, name, tensor, tuple(u.shape), "the shape of u")
         elif name in ("D", "D_b"):
-            _check_shape(caller, name, tensor, (u.shape[1],), "one value per channel of u")
+            check_shape(caller, name, tensor, (u.shape[1],), "one value per channel of u")
         else:
-            _check_shape(caller, name, tensor, tuple(decay.shape), "the shape of decay")
+            check_shape(caller, name, tensor, tuple(decay.shape), "the shape of decay")
     return tensors
 
 
@@ -144,6 +143,19 @@ def check_tensor(caller: str, name: str, value: object) -> None:
         raise TypeError(f"{caller}: {name} must be a dense tensor, but {kind}.")
 
 
+def check_dtype(caller: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...], where: str = "") -> None:
+    if tensor.dtype not in allowed:
+        expected = " or ".join(dict.fromkeys(dtype_name(dtype) for dtype in allowed))
+        raise TypeError(f"{caller}: {name} must be {expected}{where}, but is {dtype_name(tensor.dtype)}.")
+
+
+def check_device(caller: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    if tensor.device != first.device:
+        raise ValueError(
+            f"{caller}: {name} must be on the device of {first_name}, {first.device}, but is on {tensor.device}."
+        )
+
+
 def check_size(caller: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{caller}: {name} must be an integer, but is {_described(value)}.")
@@ -156,13 +168,10 @@ def check_like_parameters(caller: str, name: str, x: Tensor, parameter: Tensor) 
     and device."""
     if x.dtype != parameter.dtype and (autocast_dtype(x) is None or not x.is_floating_point()):
         raise TypeError(
-            f"{caller}: {name} must be {_dtype_name(parameter.dtype)} like the parameters, "
-            f"but is {_dtype_name(x.dtype)}."
+            f"{caller}: {name} must be {dtype_name(parameter.dtype)} like the parameters, "
+            f"but is {dtype_name(x.dtype)}."
         )
-    if x.device != parameter.device:
-        raise ValueError(
-            f"{caller}: {name} must be on the device of the parameters, {parameter.device}, but is on {x.device}."
-        )
+    check_device(caller, name, x, "the parameters", parameter)
 
 
 def is_sequence(name: str, tensor: Tensor | None) -> bool:
@@ -204,7 +213,7 @@ def check_first(caller: str, name: str, tensor: Tensor) -> None:
     """Check u or x, whose shape, dtype and device set those of the rest."""
     if tensor.dtype not in SEQUENCE_DTYPES:
         raise TypeError(
-            f"{caller}: {name} must be float32, bfloat16, float16 or float64, but is {_dtype_name(tensor.dtype)}."
+            f"{caller}: {name} must be float32, bfloat16, float16 or float64, but is {dtype_name(tensor.dtype)}."
         )
     if tensor.dim() < 3:
         raise ValueError(
@@ -222,36 +231,33 @@ def _check_dtypes_and_devices(caller, tensors: Arguments, first: Tensor, sequenc
             continue
         expected = first.dtype if sequence else parameter_dtype
         if tensor.dtype != expected:
-            why = "the dtype of" if sequence else f"which goes with {_dtype_name(first.dtype)} in"
+            why = "the dtype of" if sequence else f"which goes with {dtype_name(first.dtype)} in"
             raise TypeError(
-                f"{caller}: {name} must be {_dtype_name(expected)}, {why} {first_name}, "
-                f"but is {_dtype_name(tensor.dtype)}."
+                f"{caller}: {name} must be {dtype_name(expected)}, {why} {first_name}, "
+                f"but is {dtype_name(tensor.dtype)}."
             )
-        if tensor.device != first.device:
-            raise ValueError(
-                f"{caller}: {name} must be on the device of {first_name}, {first.device}, but is on {tensor.device}."
-            )
+        check_device(caller, name, tensor, first_name, first)
 
 
-def _check_shape(caller: str, name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+def check_shape(caller: str, name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{caller}: {name} must have {meaning}, {expected}, but has {tuple(tensor.shape)}.")
 
 
-def _check_modulation(caller: str, name: str, tensor: Tensor, u: Tensor, states: int) -> None:
+def check_modulation(caller: str, name: str, tensor: Tensor, u: Tensor, states: int) -> None:
     """Check B or C, whose number of dimensions says which of its three forms it has."""
     batch, channels, *time = u.shape
     if tensor.dim() == 2:
-        _check_shape(caller, name, tensor, (channels, states), "the shape (channels, states)")
+        check_shape(caller, name, tensor, (channels, states), "the shape (channels, states)")
     elif tensor.dim() == u.dim():
-        _check_shape(caller, name, tensor, (batch, states, *time), "the shape (batch, states, length, *lanes)")
+        check_shape(caller, name, tensor, (batch, states, *time), "the shape (batch, states, length, *lanes)")
     elif tensor.dim() == u.dim() + 1:
         groups = tensor.shape[1]
         expected = (batch, groups, states, *time)
-        _check_shape(caller, name, tensor, expected, "the shape (batch, groups, states, length, *lanes)")
+        check_shape(caller, name, tensor, expected, "the shape (batch, groups, states, length, *lanes)")
         if groups == 0 or channels % groups != 0:
             raise ValueError(
-                f"{caller}: the groups of {name} must divide the {channels} channels of u, but there are {groups}: "
+                f"{caller}: the groups of {name} must divide the {channels} channels, but there are {groups}: "
                 f"{name} has {tuple(tensor.shape)}."
             )
     else:
@@ -266,5 +272,5 @@ def _described(value: object) -> str:
     return "None" if value is None else f"{reprlib.repr(value)}, of type {type(value).__name__}"
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

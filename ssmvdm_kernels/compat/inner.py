@@ -14,6 +14,8 @@ from ..conv import causal_conv1d
 from ..mixing import autocast_to
 from ..project import project
 from ..scan import bidirectional_selective_scan, selective_scan
+from ..validation import check_flag
+from .arguments import LayerTensors, check_layer
 
 
 class Norms(NamedTuple):
@@ -61,35 +63,38 @@ def modulate(
     return Modulation(delta, B, C)
 
 
-def convolve_and_scan(
-    xz: Tensor,
-    conv1d_weight: Tensor,
-    conv1d_bias: Tensor | None,
-    x_proj_weight: Tensor,
-    delta_proj_weight: Tensor,
-    A: Tensor,
-    B: Tensor | None,
-    C: Tensor | None,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    B_proj_bias: Tensor | None,
-    C_proj_bias: Tensor | None,
+def inner(
+    caller: str,
+    tensors: LayerTensors,
     delta_softplus: bool,
-    *,
-    A_b: Tensor | None = None,
-    norms: Norms | None = None,
+    *required: str,
+    is_recomputed: bool = True,
+    eps: float = 1e-6,
 ) -> Tensor:
-    """scan(silu(conv(x)), ...) * silu(z) of xz (batch, 2 channels, length): (batch, channels, length).
+    """A fused function: (batch, length, out), or (batch, channels, length) where it has no last projection."""
+    check_flag(caller, "delta_softplus", delta_softplus)
+    check_layer(caller, tensors, *required)
+    y = recomputed(is_recomputed, convolve_and_scan, tensors, delta_softplus, eps)
+    if tensors.out_proj_weight is None:
+        return y
+    return project_out(y, tensors.out_proj_weight, tensors.out_proj_bias)
+
+
+def convolve_and_scan(t: LayerTensors, delta_softplus: bool, eps: float = 1e-6) -> Tensor:
+    """scan(silu(conv(x)), ...) * silu(z) of xz: (batch, channels, length).
 
     With A_b the scan runs in both directions, which share all but A and are summed: Vim's first form.
     """
-    x, z = xz.chunk(2, dim=1)
-    u = causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias)
-    delta, B, C = modulate(u, x_proj_weight, delta_proj_weight, A.shape[1], B, C, B_proj_bias, C_proj_bias, norms)
-    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    if A_b is None:
+    x, z = t.xz.chunk(2, dim=1)
+    u = causal_conv1d(x, t.conv1d_weight.flatten(1), t.conv1d_bias)
+    norms = Norms(t.b_rms_weight, t.c_rms_weight, t.dt_rms_weight, eps)
+    delta, B, C = modulate(
+        u, t.x_proj_weight, t.delta_proj_weight, t.A.shape[1], t.B, t.C, t.B_proj_bias, t.C_proj_bias, norms
+    )
+    arguments = (u, delta, t.A, B, C, t.D, z, t.delta_bias, delta_softplus)
+    if t.A_b is None:
         return selective_scan(*arguments)
-    return bidirectional_selective_scan(*arguments, A_b=A_b)
+    return bidirectional_selective_scan(*arguments, A_b=t.A_b)
 
 
 def recomputed(is_recomputed: bool, function, *arguments, **options):

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..scan import selective_scan
 from ..validation import check_choice
 from . import vim
-from .inner import Norms, convolve_and_scan, project_out, recomputed, without_autocast
+from .arguments import LayerTensors
+from .inner import inner, without_autocast
 
 
 def selective_scan_fn(
@@ -88,7 +89,7 @@ def mamba_inner_fn(
 
     Args:
         xz: (batch, 2 channels, length), x and z one after the other.
-        conv1d_weight: (channels, 1, width); conv1d_bias: (channels,) or None.
+        conv1d_weight: (channels, 1, width) or (channels, width); conv1d_bias: (channels,) or None.
         x_proj_weight: (rank + 2 states, channels), without the rows of a B or C that is given.
         delta_proj_weight: (channels, rank). out_proj_weight: (out, channels); out_proj_bias: (out,) or None.
         A: (channels, states). B, C: (channels, states), constant in time, or None: then projections of the input, to
@@ -100,14 +101,24 @@ def mamba_inner_fn(
 
     Returns:
         (batch, length, out).
+
+    dtypes are as in `ssmvdm_kernels.causal_conv1d` and `selective_scan` with xz as their sequence, whose dtype the
+    projections' weights have; biases before a norm and after the scan, and the norms' weights, have any. Under autocast
+    xz is float32 or of its dtype, and all others have any.
+
+    Raises, before anything is computed:
+        TypeError: an argument is not a tensor, or has the wrong dtype.
+        ValueError: a wrong shape or device, an unknown checkpoint_lvl.
     """
-    norms = Norms(b_rms_weight, c_rms_weight, dt_rms_weight, b_c_dt_rms_eps)
-    check_choice("mamba_inner_fn", "checkpoint_lvl", checkpoint_lvl, (0, 1))
-    y = recomputed(
-        checkpoint_lvl == 1, convolve_and_scan, xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B,
-        C, D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus, norms=norms,
+    caller = "mamba_inner_fn"
+    check_choice(caller, "checkpoint_lvl", checkpoint_lvl, (0, 1))
+    tensors = LayerTensors(
+        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias,
+        C_proj_bias, b_rms_weight, c_rms_weight, dt_rms_weight, out_proj_weight=out_proj_weight,
+        out_proj_bias=out_proj_bias,
     )  # fmt: skip
-    return project_out(y, out_proj_weight, out_proj_bias)
+    is_recomputed = checkpoint_lvl == 1
+    return inner(caller, tensors, delta_softplus, "out_proj_weight", is_recomputed=is_recomputed, eps=b_c_dt_rms_eps)
 
 
 def mamba_inner_ref(
@@ -128,11 +139,11 @@ def mamba_inner_ref(
     delta_softplus: bool = True,
 ) -> Tensor:
     """`mamba_inner_fn` without norms, from the same convolution and scan, differentiated by autograd step by step."""
-    y = convolve_and_scan(
+    tensors = LayerTensors(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias,
-        C_proj_bias, delta_softplus,
+        C_proj_bias, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias,
     )  # fmt: skip
-    return project_out(y, out_proj_weight, out_proj_bias)
+    return inner("mamba_inner_ref", tensors, delta_softplus, "out_proj_weight", is_recomputed=False)
 
 
 # What `install` provides: modules by name, with what is in them. The version is Mamba-1's, so that callers who look for

@@ -14,8 +14,9 @@ from ..conv import bidirectional_conv1d
 from ..mixing import wide
 from ..project import project
 from ..scan import bidirectional_selective_scan
-from ..validation import check_choice
-from .inner import convolve_and_scan, modulate, project_out, recomputed
+from ..validation import check_choice, check_like_parameters, check_size, check_tensor
+from .arguments import LayerTensors
+from .inner import convolve_and_scan, inner, modulate, project_out, recomputed
 
 
 def bimamba_inner_fn(
@@ -40,11 +41,11 @@ def bimamba_inner_fn(
 
     Keeps xz for the backward pass and computes the rest again there. Returns (batch, length, out).
     """
-    y = recomputed(
-        True, convolve_and_scan, xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, D,
-        delta_bias, B_proj_bias, C_proj_bias, delta_softplus, A_b=A_b,
+    tensors = LayerTensors(
+        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias,
+        C_proj_bias, A_b=A_b, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias,
     )  # fmt: skip
-    return project_out(y, out_proj_weight, out_proj_bias)
+    return inner("bimamba_inner_fn", tensors, delta_softplus, "A_b", "out_proj_weight")
 
 
 def mamba_inner_fn_no_out_proj(
@@ -63,10 +64,11 @@ def mamba_inner_fn_no_out_proj(
     delta_softplus: bool = True,
 ) -> Tensor:
     """`compat.mamba.mamba_inner_fn` without its last projection: returns (batch, channels, length)."""
-    return recomputed(
-        True, convolve_and_scan, xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, D,
-        delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
+    tensors = LayerTensors(
+        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias,
+        C_proj_bias,
     )  # fmt: skip
+    return inner("mamba_inner_fn_no_out_proj", tensors, delta_softplus)
 
 
 class Mamba(nn.Module):
@@ -92,7 +94,9 @@ class Mamba(nn.Module):
         init_layer_scale: None, or the first value of `gamma`, one factor per channel on the output.
 
     Raises:
-        ValueError: an unknown bimamba_type or dt_init; a call with inference_params, for it takes whole sequences only.
+        ValueError: a size below 1, an unknown bimamba_type or dt_init; a call with an input of another shape or on
+            another device, or with inference_params, for it takes whole sequences only.
+        TypeError: a size that is no integer; a call with an input that is no dense tensor of the parameters' dtype.
     """
 
     def __init__(
@@ -120,9 +124,14 @@ class Mamba(nn.Module):
         super().__init__()
         check_choice("Mamba", "bimamba_type", bimamba_type, ("none", "v1", "v2"))
         check_choice("Mamba", "dt_init", dt_init, ("random", "constant"))
+        if dt_rank == "auto":
+            dt_rank = math.ceil(d_model / 16)
+        sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "dt_rank": dt_rank}
+        for name, size in sizes.items():
+            check_size("Mamba", name, size)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
+        self.dt_rank = dt_rank
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.bimamba_type, self.if_divide_out = bimamba_type, if_divide_out
         factory = {"device": device, "dtype": dtype}
@@ -173,6 +182,13 @@ class Mamba(nn.Module):
                 "Mamba: inference_params must be None: this layer computes whole sequences and does not decode step by "
                 f"step, but is of type {type(inference_params).__name__}."
             )
+        check_tensor("Mamba", "hidden_states", hidden_states)
+        if hidden_states.dim() != 3 or hidden_states.shape[2] != self.d_model:
+            raise ValueError(
+                f"Mamba: hidden_states must have the shape (batch, length, {self.d_model}), "
+                f"but has {tuple(hidden_states.shape)}."
+            )
+        check_like_parameters("Mamba", "hidden_states", hidden_states, self.in_proj.weight)
         xz = project(hidden_states.transpose(1, 2), self.in_proj.weight, self.in_proj.bias)
         mix = self._scan_v2 if self.bimamba_type == "v2" else self._scan
         y = recomputed(self.use_fast_path, mix, xz)
@@ -181,10 +197,11 @@ class Mamba(nn.Module):
 
     def _scan(self, xz: Tensor) -> Tensor:
         A_b = -torch.exp(wide(self.A_b_log)) if self.bimamba_type == "v1" else None
-        return convolve_and_scan(
+        tensors = LayerTensors(
             xz, self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight,
-            -torch.exp(wide(self.A_log)), None, None, wide(self.D), wide(self.dt_proj.bias), None, None, True, A_b=A_b,
+            -torch.exp(wide(self.A_log)), D=wide(self.D), delta_bias=wide(self.dt_proj.bias), A_b=A_b,
         )  # fmt: skip
+        return convolve_and_scan(tensors, delta_softplus=True)
 
     def _scan_v2(self, xz: Tensor) -> Tensor:
         x, z = xz.chunk(2, dim=1)
