@@ -124,13 +124,11 @@ struct SegmentSums {
   }
 };
 
-// Few sequences of many channels: partial sums for each sequence would be as large as the tensors. Fewer of them, and
-// the segments of a unit spread over tasks, take less if what SegmentSums then keeps is less than what they save.
+// Few and short sequences: partial sums for each of many channels would be as large as the tensors. Fewer of them, and
+// the segments of a unit spread over tasks, which keeps less (SegmentSums). How many rests on the sequences alone: each
+// channel's gradients are summed as if it were the only one.
 INLINE void prefer_segments(ScanPlan* plan) {
-  int64_t least = (kFewUnits + plan->segments - 1) / plan->segments;
-  if (least < 2) least = 2;
-  if (2 * plan->sequences * plan->length * plan->segments < (kFewUnits - least) * plan->channels)
-    plan->divide(kSums, least);
+  if (plan->sequences * plan->length <= 512) plan->divide(kSums, 4);
 }
 
 // Sums over the channels of one segment, as the walks form them, and over the segments of one group so far.

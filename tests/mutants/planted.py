@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant("stale sums", "triton", f"{KERNELS}/arithmetic.py", "mask=only_if(add, mask)", "mask=mask", TILES),
 
     Mutant("gradient of a shared argument has one direction", "cpu", "csrc/cpu/plan.h",
-           "if (shared && out0) unfold(", "if (shared && !out0) unfold(", in_kernels("accuracy", "test_every_pair")),
+           "both && shared ? sums[1] : nullptr", "nullptr", in_kernels("accuracy", "test_every_pair")),
     Mutant("gradient of a shared argument has one direction", "cuda", "csrc/cuda/scan_backward.cu",
            "shared ? directions - 1 : 0", "0", edges("options")),
     Mutant("gradient of a shared argument has one direction", "triton", f"{KERNELS}/call.py",
