@@ -82,3 +82,13 @@ def run(options: TrainOptions) -> None:
     except (ValueError, NonFiniteError) as error:
         # A process that loads clips hands its error over behind a traceback.
         raise InputError(str(error).rpartition("\nValueError: ")[2].strip()) from error
+    _end_group()
+
+
+def _end_group() -> None:
+    """Of the processes of a run that is done: threads of it that live on abort a process that ends."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
