@@ -21,6 +21,7 @@ from ssmvdm.blocks import (
 from ssmvdm.config import UNet3DConfig
 from ssmvdm.temporal import build_temporal_layer
 from ssmvdm.temporal.position import RelativePositionBias
+from ssmvdm_kernels.validation import is_cast
 
 
 class Level(nn.Module):
@@ -162,7 +163,7 @@ class UNet3D(nn.Module):
                 raise ValueError(f"{name} must be on {x.device}, as x is, got {value.device}")
         if x.ndim != 5 or x.shape[1] != config.channels or x.numel() == 0:
             raise ValueError(f"x must be (b, {config.channels}, f, h, w), no size 0, got {tuple(x.shape)}")
-        if x.dtype != weight.dtype and not (_is_cast(x) and _is_cast(weight)):
+        if x.dtype != weight.dtype and not (is_cast(x) and is_cast(weight)):
             raise ValueError(f"x must be {weight.dtype}, as the network is, got {x.dtype}")
         if x.is_meta and not weight.is_meta:  # other devices may differ: weights that are offloaded follow x
             raise ValueError(f"x must be on {weight.device}, as the network is, got {x.device}")
@@ -185,13 +186,6 @@ class UNet3D(nn.Module):
         for name, mask in (("cond_drop", cond_drop), ("focus_present", focus_present)):
             if mask is not None and (mask.shape != (b,) or mask.dtype != torch.bool):
                 raise ValueError(f"{name} must be ({b},) bool, got {tuple(mask.shape)} {mask.dtype}")
-
-
-def _is_cast(x: Tensor) -> bool:
-    """Whether autocast is on and brings tensors like x to its own dtype."""
-    kind = x.device.type
-    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return is_on and x.is_floating_point() and x.dtype != torch.float64
 
 
 def _temporal(channels: int, config: UNet3DConfig) -> nn.Module:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import backends, validation
@@ -69,7 +68,7 @@ def can_be_lean(x: Tensor) -> bool:
 
 def is_transformed() -> bool:
     """Whether torch.func or forward mode is at work, through which only plain autograd can be led."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or validation.is_forward_mode()
 
 
 class _LeanMix(torch.autograd.Function):

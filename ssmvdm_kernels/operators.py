@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from . import extensions
 from .ops import CONV1D, SCAN, ConvTensors, Formula, ScanTensors
 from .ops_s4d import S4D, S4dTensors
+from .validation import is_forward_mode
 
 NO_FORWARD_MODE = (
     "ssmvdm: the compiled kernels have no forward-mode derivatives (jvp, jacfwd, hessian, dual numbers). Call the "
@@ -146,7 +147,7 @@ def _refuse_second_derivative(ctx, *gradients):
 
 def _refuse_forward_mode(tensors: tuple[Tensor | None, ...]) -> None:
     """Forward-mode derivatives: PyTorch would take a custom operator for a constant and return zeros in silence."""
-    if forward_ad._current_level < 0:
+    if not is_forward_mode():
         return
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise NotImplementedError(NO_FORWARD_MODE)

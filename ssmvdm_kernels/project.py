@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from .validation import autocast_dtype
+from .validation import autocast_dtype, is_forward_mode
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -23,7 +22,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if low is not None:
         x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
     # The compiler, which cannot trace every autograd function, and forward mode differentiate the products themselves.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_forward_mode():
         return product(x, weight, bias)
     return _Project.apply(x, weight, bias)
 

@@ -10,6 +10,7 @@ import reprlib
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .ops import ConvTensors, ScanTensors
 from .ops_s4d import S4dTensors
@@ -166,11 +167,8 @@ def check_size(caller: str, name: str, value: object) -> None:
 def check_like_parameters(caller: str, name: str, x: Tensor, parameter: Tensor) -> None:
     """Check an input of a module against one of its parameters: dtype (autocast brings any floating dtype to its own)
     and device."""
-    if x.dtype != parameter.dtype and (autocast_dtype(x) is None or not x.is_floating_point()):
-        raise TypeError(
-            f"{caller}: {name} must be {dtype_name(parameter.dtype)} like the parameters, "
-            f"but is {dtype_name(x.dtype)}."
-        )
+    if not is_cast(x):
+        check_dtype(caller, name, x, (parameter.dtype,), " like the parameters")
     check_device(caller, name, x, "the parameters", parameter)
 
 
@@ -190,6 +188,16 @@ def autocast_dtype(first: Tensor) -> torch.dtype | None:
     if device_type == "meta" or first.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
+
+
+def is_cast(x: Tensor) -> bool:
+    """Whether autocast brings tensors like x to its dtype."""
+    return x.is_floating_point() and autocast_dtype(x) is not None
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken, as torch.func.jvp and dual numbers do."""
+    return forward_ad._current_level >= 0
 
 
 def _cast_scan_tensor(name: str, tensor: Tensor | None, low: torch.dtype) -> Tensor | None:

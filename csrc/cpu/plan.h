@@ -5,7 +5,6 @@
 // on how segments and units are spread over threads. Included inside an ISA namespace.
 
 constexpr int64_t kMaxPartials = 64;  // of sums over sequences
-constexpr int64_t kSums = 128;        // numbers per channel that such a sum holds, if nothing else is said
 constexpr int64_t kFewUnits = 16;     // below this, threads also share the channels of a unit
 constexpr int64_t kTogether = 2;      // units at most that are taken through the blocks together
 constexpr int64_t kLarge = 1 << 19;   // elements of an output that does not stay in the caches of a core
@@ -20,8 +19,9 @@ struct Plan {
   int64_t together;          // neighbouring units whose rows lie in the same cache lines
   bool stream;               // outputs are written past the caches
 
+  // least: partials at least, whatever they take; sums: numbers per channel that a partial sum over sequences holds
   Plan(int64_t batch_, int64_t channels_, int64_t length_, int64_t lanes_, int64_t groups_, const SequenceView& like,
-       int64_t sums = kSums, int64_t least = kFewUnits)
+       int64_t least = kFewUnits, int64_t sums = 128)
       : batch(batch_), channels(channels_), length(length_), lanes(lanes_), groups(groups_) {
     sequences = batch * lanes;
     // By layout alone: slices of a tensor are computed as the whole is, to the last bit.
@@ -36,10 +36,6 @@ struct Plan {
     segment_blocks = lane_mode ? 64 : 8;
     group_segments = (group_blocks + segment_blocks - 1) / segment_blocks;
     segments = groups * group_segments;
-    divide(sums, least);
-  }
-  // sums: numbers per channel that a partial sum over sequences holds; least: partials at least, whatever they take
-  void divide(int64_t sums, int64_t least) {
     partials = sequences * length / sums;  // so that the sums stay small beside the tensors
     if (partials > kMaxPartials) partials = kMaxPartials;
     if (partials < least) partials = least;

@@ -16,7 +16,7 @@ struct S4dPlan : Plan {
   Scalar *decay[kMaxDirections], *weight[kMaxDirections], *taps[kMaxDirections], *D[kMaxDirections];
 
   explicit S4dPlan(const S4dArgs& a)
-      : Plan(a.batch, a.channels, a.length, a.lanes, 1, a.dir[0].u, s4d_sums(a), 1),
+      : Plan(a.batch, a.channels, a.length, a.lanes, 1, a.dir[0].u, 1, s4d_sums(a)),
         args(a),
         direct(is_direct(a)),
         parameters(parameter_bytes(), false) {

@@ -314,8 +314,7 @@ struct BackwardTask {
 };
 
 static void scan_backward(const ScanBackwardArgs& args, ParallelFor run) {
-  ScanPlan plan(args);
-  prefer_segments(&plan);
+  const ScanPlan plan(args, least_partials(args));
   SequenceSumsStorage sums(plan);
   SegmentSums segments(plan);
   parallel(run, plan.tasks(), [&](int64_t begin, int64_t end) {

@@ -127,9 +127,7 @@ struct SegmentSums {
 // Few and short sequences: partial sums for each of many channels would be as large as the tensors. Fewer of them, and
 // the segments of a unit spread over tasks, which keeps less (SegmentSums). How many rests on the sequences alone: each
 // channel's gradients are summed as if it were the only one.
-INLINE void prefer_segments(ScanPlan* plan) {
-  if (plan->sequences * plan->length <= 512) plan->divide(kSums, 4);
-}
+INLINE int64_t least_partials(const ScanArgs& a) { return a.batch * a.lanes * a.length <= 512 ? 4 : kFewUnits; }
 
 // Sums over the channels of one segment, as the walks form them, and over the segments of one group so far.
 struct ChannelSums {

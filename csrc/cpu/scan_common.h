@@ -45,8 +45,8 @@ struct ScanPlan : Plan {
   Scalar *A[kMaxDirections], *largest_A[kMaxDirections], *D[kMaxDirections], *bias[kMaxDirections];
   Scalar *B_const[kMaxDirections], *C_const[kMaxDirections];
 
-  explicit ScanPlan(const ScanArgs& a)
-      : Plan(a.batch, a.channels, a.length, a.lanes, a.groups, a.dir[0].u),
+  explicit ScanPlan(const ScanArgs& a, int64_t least = kFewUnits)
+      : Plan(a.batch, a.channels, a.length, a.lanes, a.groups, a.dir[0].u, least),
         args(a),
         states(a.states),
         padded(a.states > 0 ? (a.states + kStates - 1) / kStates * kStates : kStates),

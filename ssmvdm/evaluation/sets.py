@@ -47,8 +47,9 @@ def _first(source: ClipSource, count: int | None) -> Iterator[np.ndarray]:
             return
         yield clip.video
         read += 1
-    expected = f"at least {LEAST}" if count is None else count
-    if read < (LEAST if count is None else count):
+    least = LEAST if count is None else count
+    if read < least:
+        expected = f"at least {least}" if count is None else least
         raise ValueError(f"real set: expected {expected} held-out videos, the data have {read} that can be used")
 
 
