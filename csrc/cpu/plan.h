@@ -62,10 +62,12 @@ struct Plan {
     return end < limit ? end : limit;
   }
   int64_t first_channel(int64_t block) const {
+    if (groups == 1) return block * block_channels;  // a division takes longer than all the rest of it
     return block / group_blocks * group_channels + block % group_blocks * block_channels;
   }
   int64_t rows(int64_t unit, int64_t block) const {  // of W that carry data
-    const int64_t left = lane_mode ? sequences - unit * W : group_channels - block % group_blocks * W;
+    const int64_t of_group = groups == 1 ? block : block % group_blocks;
+    const int64_t left = lane_mode ? sequences - unit * W : group_channels - of_group * W;
     return left < W ? left : W;
   }
 
