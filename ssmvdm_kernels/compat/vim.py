@@ -94,9 +94,11 @@ class Mamba(nn.Module):
         init_layer_scale: None, or the first value of `gamma`, one factor per channel on the output.
 
     Raises:
-        ValueError: a size below 1, an unknown bimamba_type or dt_init; a call with an input of another shape or on
-            another device, or with inference_params, for it takes whole sequences only.
-        TypeError: a size that is no integer; a call with an input that is no dense tensor of the parameters' dtype.
+        ValueError: a size below 1, an expand that leaves no inner channel, an unknown bimamba_type or dt_init; a call
+            with an input of another shape or on another device, or with inference_params, for it takes whole sequences
+            only.
+        TypeError: a size that is no integer, an expand that is no number; a call with an input that is no dense tensor
+            of the parameters' dtype.
     """
 
     def __init__(
@@ -124,13 +126,13 @@ class Mamba(nn.Module):
         super().__init__()
         check_choice("Mamba", "bimamba_type", bimamba_type, ("none", "v1", "v2"))
         check_choice("Mamba", "dt_init", dt_init, ("random", "constant"))
+        for name, size in (("d_model", d_model), ("d_state", d_state), ("d_conv", d_conv)):
+            check_size("Mamba", name, size)
         if dt_rank == "auto":
             dt_rank = math.ceil(d_model / 16)
-        sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "dt_rank": dt_rank}
-        for name, size in sizes.items():
-            check_size("Mamba", name, size)
+        check_size("Mamba", "dt_rank", dt_rank)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
-        self.d_inner = int(expand * d_model)
+        self.d_inner = _inner_channels(expand, d_model)
         self.dt_rank = dt_rank
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.bimamba_type, self.if_divide_out = bimamba_type, if_divide_out
@@ -217,3 +219,11 @@ class Mamba(nn.Module):
             B_b=back.B, C_b=back.C, D_b=wide(self.D_b), delta_bias_b=wide(self.dt_proj_b.bias),
             merge="mean" if self.if_divide_out else "sum",
         )  # fmt: skip
+
+
+def _inner_channels(expand: float, d_model: int) -> int:
+    if isinstance(expand, bool) or not isinstance(expand, int | float):
+        raise TypeError(f"Mamba: expand must be a number, but is of type {type(expand).__name__}.")
+    if not 1 <= expand * d_model < math.inf:
+        raise ValueError(f"Mamba: expand must be finite and at least 1 / d_model = 1 / {d_model}, but is {expand}.")
+    return int(expand * d_model)

@@ -138,6 +138,12 @@ def test_vims_layer_refuses_in_words():
         ({"d_conv": 0}, ValueError, "d_conv must be at least 1, but is 0"),
         ({"dt_rank": 0}, ValueError, "dt_rank must be at least 1, but is 0"),
         ({"dt_rank": "full"}, TypeError, "dt_rank must be an integer, but is 'full'"),
+        ({"d_model": "8"}, TypeError, "d_model must be an integer, but is '8'"),
+        ({"expand": 0.1}, ValueError, "expand must be finite and at least 1 / d_model = 1 / 8, but is 0.1"),
+        ({"expand": float("nan")}, ValueError, "expand must be finite and at least 1 / d_model = 1 / 8, but is nan"),
+        ({"expand": float("inf")}, ValueError, "expand must be finite"),
+        ({"expand": "2"}, TypeError, "expand must be a number, but is of type str"),
+        ({"expand": True}, TypeError, "expand must be a number, but is of type bool"),
     ],
 )
 def test_a_wrong_size_of_the_layer(options, error, message):
