@@ -69,10 +69,16 @@ def parse(argv: Sequence[str]):
 
 
 def in_one_line(complaint: str) -> str:
-    """tyro's framed, coloured complaint as one sentence, without the help of options that it appends."""
+    """tyro's framed, coloured complaint as one sentence, without the help of options that it appends.
+
+    Where the output takes ASCII alone there is no frame, but a title and rules of hyphens.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
     lines = [line.strip("\u2502| ").strip() for line in plain.splitlines()]
     lines = [line for line in lines if line and not set(line[:2]) & set("\u256d\u2570\u2500+")]
+    rules = [number for number, line in enumerate(lines) if set(line) == {"-"}]
+    if rules:
+        lines = [line for line in lines[rules[0] :] if set(line) != {"-"}]
     told = []
     for line in lines:
         if line.startswith(HELP_OF_OPTIONS):

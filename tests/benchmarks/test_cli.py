@@ -65,7 +65,8 @@ def run(capsys, *arguments):
         (["data", "maze", "--fps", "nan"], "--fps"),
         (["data", "maze", "--scale", "0"], "--scale"),
         (["data", "maze", "--out", "clip.mp4"], "--out: expected a file name ending in .gif or .npy"),
-        (["data", "maze", "--frames", "1000000000"], "GiB of memory"),
+        (["data", "maze", "--batch", "1000000000"], "GiB of memory"),
+        (["data", "maze", "--frames", "1000000000"], "--frames and size: expected a clip of at most 2,147,483,648"),
     ],
 )
 def test_bad_input_gets_one_line_and_status_two(capsys, tmp_path, monkeypatch, arguments, expected):
@@ -77,6 +78,15 @@ def test_bad_input_gets_one_line_and_status_two(capsys, tmp_path, monkeypatch, a
     assert err.count("\n") == 1
     assert expected in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_complaint_is_one_sentence_where_the_output_takes_ascii_alone():
+    arguments = ["train", "cpu-demo", "--data.frames", "0", "--dry-run"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "ssmvdm.cli", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "ssmvdm: error: data: frames: expected a whole number of at least 1, got 0; see --help\n"
 
 
 @pytest.mark.parametrize("command", ["all", "memory", "layers", "scan"])

@@ -150,6 +150,13 @@ def test_bad_arguments_are_named(arguments, named):
         maze.clips(*arguments)
 
 
+def test_a_clip_that_no_memory_holds_is_refused():
+    with pytest.raises(ValueError, match=r"frames and size: .* at most 2,147,483,648 numbers, got 3 × 100,000,000 × 8"):
+        maze.clips(0, 1, 100_000_000, 8)
+    with pytest.raises(ValueError, match="frames and size"):
+        maze.clips(0, 1, np.int64(10**17), np.int64(10**5))  # beyond 64 bits
+
+
 def test_256_frames_at_64_pixels_take_less_than_a_second():
     maze.clips(0, 1, 2, 16)  # textures are made once
     walk = maze.plan_walk(0, 256)
