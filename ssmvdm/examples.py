@@ -24,7 +24,7 @@ class Example(NamedTuple):
     """x0 (3, f, h, w) in [-1, 1], step t (), noise like x0; a batch of them has a leading axis.
 
     cond (cond_dim,): the vector of the clip's caption. cond_drop () bool: whether to learn without it. With no
-    condition, (0,) and false.
+    condition, (0,) and false. focus_present () bool: whether frames attend only to themselves.
     """
 
     x0: Tensor
@@ -32,6 +32,7 @@ class Example(NamedTuple):
     noise: Tensor
     cond: Tensor
     cond_drop: Tensor
+    focus_present: Tensor
 
 
 class Batch(NamedTuple):
@@ -49,10 +50,19 @@ class Condition(NamedTuple):
 
 
 class Examples(Dataset):
-    """examples[n] of the run with this seed, and batches of them, as DataLoader asks for."""
+    """examples[n] of the run with this seed, and batches of them, as DataLoader asks for. focus_present: share of the
+    examples that have it."""
 
-    def __init__(self, source: ClipSource, seed: int, timesteps: int, condition: Condition | None = None):
-        self.source, self.seed, self.timesteps, self.condition = source, seed, timesteps, condition
+    def __init__(
+        self,
+        source: ClipSource,
+        seed: int,
+        timesteps: int,
+        condition: Condition | None = None,
+        focus_present: float = 0.0,
+    ):
+        self.source, self.seed, self.timesteps = source, seed, timesteps
+        self.condition, self.focus_present = condition, focus_present
 
     def __getitem__(self, number: int) -> Example:
         # NumPy's generator has 128 bits of seed; torch's on the CPU has 32, and long runs would draw some noise twice.
@@ -61,10 +71,12 @@ class Examples(Dataset):
         x0 = to_model_range(torch.from_numpy(clip.video))
         t = torch.tensor(generator.integers(self.timesteps))
         noise = torch.from_numpy(generator.standard_normal(tuple(x0.shape), dtype=np.float32))
-        if self.condition is None:
-            return Example(x0, t, noise, torch.empty(0), torch.tensor(False))
-        vectors, drop = self.condition
-        return Example(x0, t, noise, vectors[str(clip.caption)], torch.tensor(generator.random() < drop))
+        cond, is_dropped = torch.empty(0), False
+        if self.condition is not None:
+            vectors, drop = self.condition
+            cond, is_dropped = vectors[str(clip.caption)], generator.random() < drop
+        is_focused = generator.random() < self.focus_present
+        return Example(x0, t, noise, cond, torch.tensor(is_dropped), torch.tensor(is_focused))
 
     def __getitems__(self, numbers: list[int]) -> Batch:
         unusable = self.source.unusable if isinstance(self.source, FileSource) else {}

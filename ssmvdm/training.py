@@ -113,7 +113,9 @@ class Run:
     def __init__(self, config: TrainingConfig, folder: Path, resume: bool = True):
         self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
         source = open_source(config.data)
-        self.examples = Examples(source, config.seed, config.diffusion.timesteps, open_condition(config, source))
+        self.examples = Examples(
+            source, config.seed, config.diffusion.timesteps, open_condition(config, source), config.focus_present
+        )
         self.accelerator = accelerator = _accelerator(config)
         found = _found(config, self.checkpoints, resume, accelerator.num_processes)
         self.is_main, device = accelerator.is_main_process, accelerator.device
@@ -211,8 +213,11 @@ class Run:
         return Numbers(self.examples_seen, self.config.batch, accelerator.process_index, accelerator.num_processes)
 
     def _loss(self, batch: Example) -> Tensor:
-        x0, t, noise, cond, cond_drop = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+        on_device = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
+        x0, t, noise, cond, cond_drop, focus_present = on_device
         shown = {} if self.examples.condition is None else {"cond": cond, "cond_drop": cond_drop}
+        if self.config.focus_present:
+            shown["focus_present"] = focus_present
         return self.diffusion.training_loss(self.model, x0, t, noise, **shown)
 
     def _averaged_network(self) -> UNet3D:

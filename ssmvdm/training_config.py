@@ -70,6 +70,10 @@ class TrainingConfig:
     cond_drop: float = 0.1
     """Of a network with a condition: share of the clips that it learns from without one, for guidance."""
 
+    focus_present: float = 0.0
+    """Of a network with temporal attention: share of the clips whose frames attend only to themselves, from which it
+    learns as from single images (Ho et al. 2022, arXiv 2204.03458)."""
+
     precision: str = "fp32"
     """fp32; or bf16 or fp16 for mixed precision: weights, averages and moments stay float32."""
 
@@ -113,8 +117,12 @@ class TrainingConfig:
             _check_number("clip_norm", self.clip_norm, 0.0, math.inf)
         if self.ema_decay != 0:
             _check_number("ema_decay", self.ema_decay, 0.0, 1.0)
-        if self.cond_drop not in (0, 1):
-            _check_number("cond_drop", self.cond_drop, 0.0, 1.0)
+        for name in ("cond_drop", "focus_present"):
+            if getattr(self, name) not in (0, 1):
+                _check_number(name, getattr(self, name), 0.0, 1.0)
+        if self.focus_present and self.network.temporal.layer != "attention":
+            came = f"{self.focus_present!r} and {self.network.temporal.layer!r}"
+            raise ValueError(f"focus_present: needs network.temporal.layer 'attention', got {came}")
         check_choice("precision", self.precision, PRECISIONS)
         if self.sharded and (self.compile or self.precision != "fp32"):
             came = f"compile {self.compile} and precision {self.precision}"

@@ -62,7 +62,7 @@ def test_a_step_shows_the_network_the_vectors_and_where_it_is_to_do_without(conf
     before = copy.deepcopy(run.network)
     record, _ = run.advance(False)
     drawn = [examples(config, 0.5)[n] for n in range(config.batch)]
-    x0, t, noise, cond, cond_drop = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    x0, t, noise, cond, cond_drop, _ = (torch.stack(parts) for parts in zip(*drawn, strict=True))
     assert 0 < cond_drop.sum() < len(cond_drop)
 
     def loss(cond, cond_drop):
