@@ -24,8 +24,9 @@ class ReproduceOptions:
     """Layers to compare with bi-s6, for ablations: those of `bench memory`, other mixers as in bi-s6/gss. Default:
     attention-sdpa, linear-attention, s6, bi-s4d."""
 
-    base_channels: int | None = None
-    """Another base width of the networks, a multiple of 8."""
+    base_channels: tuple[int, ...] = ()
+    """Other base widths of the networks, multiples of 8. With several, what the layers reach is compared at equal
+    memory as well."""
 
     frames: int | None = None
     """Frames of the training clips."""
@@ -52,17 +53,22 @@ def run(options: ReproduceOptions) -> None:
     from benchmarks.report.files import prepare_folder
     from benchmarks.report.terminal import progress_bar
     from ssmvdm.reproduce.run import reproduce
-    from ssmvdm.reproduce.study import ablation, study_named
+    from ssmvdm.reproduce.study import ablation, different, study_named
+    from ssmvdm.reproduce.widths import reproduce_widths
 
-    numbers = (options.base_channels, options.frames, options.steps, options.seeds)
+    numbers = (options.frames, options.steps, options.seeds)
     try:
-        study = ablation(study_named(options.scale), options.layers, *numbers)
+        widths = sorted(different("base channels", options.base_channels)) or [None]
+        studies = [ablation(study_named(options.scale), options.layers, width, *numbers) for width in widths]
     except ValueError as error:
         raise InputError(str(error)) from error
     folder = prepare_folder(options.out / options.scale)
     try:
         with progress_bar() as advance:
-            page = reproduce(study, folder, advance)
+            if len(studies) == 1:
+                page = reproduce(studies[0], folder, advance)
+            else:
+                page = reproduce_widths(studies, folder, advance)
     except ValueError as error:  # of runs in the folder that belong to another study
         raise InputError(str(error)) from error
     except KeyboardInterrupt:

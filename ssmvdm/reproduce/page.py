@@ -3,6 +3,7 @@
 import base64
 import html
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from benchmarks.shapes import layer_named
 from ssmvdm.data.export import write_gif
 from ssmvdm.data.source import DataConfig, open_source
 from ssmvdm.reproduce.held_out import held_out_videos
-from ssmvdm.reproduce.plots import panel_svgs
+from ssmvdm.reproduce.plots import PANELS, panel_svgs
 from ssmvdm.reproduce.tables import TITLE, in_words, labels_of, tables_of
 
 SHOWN_SAMPLES = 6  # per layer
@@ -24,7 +25,7 @@ SHOWN_PIXELS = 96  # per sample, at least, enlarged
 def page(result: dict, folder: Path) -> str:
     """The page. folder: where the study's samples are."""
     layers = [layer_named(name) for name in result["study"]["contenders"]]
-    svgs = {theme.name: panel_svgs(result, theme) for theme in THEMES}
+    svgs = {theme.name: panel_svgs(result, theme, PANELS) for theme in THEMES}
     sections = [
         f"<p>{html.escape(in_words(result))}</p>",
         _verdicts(result),
@@ -39,15 +40,19 @@ def page(result: dict, folder: Path) -> str:
 
 
 def _verdicts(result: dict) -> str:
-    parts = []
-    for conclusion in result["conclusions"]:
-        found = "".join(f"<li>{html.escape(finding['sentence'])}</li>" for finding in conclusion["findings"])
-        parts.append(f"<h2>{html.escape(conclusion['question'])}</h2><ul>{found}</ul>")
-    costs = "".join(f"<li>{html.escape(told)}</li>" for told in result["costs_in_words"])
-    parts.append(f"<h2>What does it cost?</h2><ul>{costs}</ul>")
+    parts = [
+        answers(conclusion["question"], [finding["sentence"] for finding in conclusion["findings"]])
+        for conclusion in result["conclusions"]
+    ]
+    parts.append(answers("What does it cost?", result["costs_in_words"]))
     if warning := busy_warning(result["environment"]):
         parts.append(f"<p class=bad>{html.escape(warning)}</p>")
     return "".join(parts)
+
+
+def answers(question: str, sentences: Iterable[str]) -> str:
+    told = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f"<h2>{html.escape(question)}</h2><ul>{told}</ul>"
 
 
 def _samples(result: dict, folder: Path) -> str:

@@ -1,7 +1,7 @@
 """The panels of the report: learning curves, what came out of them, and what a step costs. Each in light and dark."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import mean
 
 import matplotlib
@@ -14,15 +14,16 @@ from benchmarks.report.plots import STYLE, Theme
 from benchmarks.shapes import MIB, Layer, layer_named
 from ssmvdm.reproduce.study import REFERENCE
 
+Panel = Callable[[Axes, dict, Theme], None]
 DASHES = {"": "-", "mlp": "--", "glu": "-.", "glu-mlp": (0, (5, 1, 1, 1, 1, 1)), "gss": ":"}  # of lines, by mixer
 
 
-def panel_svgs(result: dict, theme: Theme) -> list[str]:
+def panel_svgs(result: dict, theme: Theme, panels: Iterable[Panel]) -> list[str]:
     """Every panel as an SVG of its own, without legend, for a page that arranges them itself."""
-    return [panel_svg(result, theme, draw) for draw in PANELS]
+    return [panel_svg(result, theme, draw) for draw in panels]
 
 
-def panel_svg(result: dict, theme: Theme, draw: Callable[[Axes, dict, Theme], None]) -> str:
+def panel_svg(result: dict, theme: Theme, draw: Panel) -> str:
     """One panel. draw(axes, result, theme) puts the data into the axes and gives them title and labels."""
     colors = dict.fromkeys(("axes.titlecolor", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
     with matplotlib.rc_context(STYLE | colors):
@@ -142,7 +143,30 @@ def _draw_costs(axes: Axes, result: dict, theme: Theme, value: Callable[[dict], 
     _log_axis(axes, "y")
 
 
+def draw_loss_by_memory(axes: Axes, result: dict, theme: Theme) -> None:
+    _draw_by_memory(axes, result, theme, "held-out loss")
+    _title(axes, "Held-out denoising loss", "MiB kept for backward")
+
+
+def draw_frechet_by_memory(axes: Axes, result: dict, theme: Theme) -> None:
+    _draw_by_memory(axes, result, theme, "Frechet distance")
+    axes.set_ylim(bottom=0)
+    _title(axes, "Frechet distance (offline features)", "MiB kept for backward")
+
+
+def _draw_by_memory(axes: Axes, result: dict, theme: Theme, quantity: str) -> None:
+    """Of a result over widths: {"rows"}."""
+    for layer in _layers(result):
+        rows = [row for row in result["rows"] if row["layer"] == layer.name]
+        values = np.array([row["values"][quantity] for row in rows]).T
+        places = np.array([row["saved_bytes"] / MIB for row in rows])
+        _draw_band(axes, places, values, layer, theme)
+        axes.plot(places, values.mean(0), layer.marker, color=layer.color[theme.index], ms=5, zorder=3)
+    _log_axis(axes, "x")
+
+
 PANELS = (draw_relative_loss, draw_loss_by_time, draw_held_out, draw_frechet, draw_memory, draw_time)
+EQUAL_MEMORY_PANELS = (draw_loss_by_memory, draw_frechet_by_memory)
 
 
 def _layers(result: dict) -> list[Layer]:

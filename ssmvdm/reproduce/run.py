@@ -20,7 +20,7 @@ from ssmvdm.reproduce.jobs import device_of_study, jobs_of, kept, run_all
 from ssmvdm.reproduce.page import page
 from ssmvdm.reproduce.study import Study
 from ssmvdm.reproduce.tables import as_markdown, labels_of
-from ssmvdm.reproduce.verdicts import conclusions, cost_sentences
+from ssmvdm.reproduce.verdicts import conclusions, cost_sentences, quantities
 
 STEM = "reproduce"
 
@@ -85,16 +85,6 @@ def judge(study: Study, training: list[dict], folder: Path) -> dict:
 def further_videos(source: ClipSource, skipped: int, count: int) -> np.ndarray:
     """Held-out clips after the first `skipped`."""
     return np.stack([clip.video for clip in itertools.islice(source.held_out_clips(), skipped, skipped + count)])
-
-
-def quantities(result: dict) -> dict[str, dict[str, list[float]]]:
-    """What layers are compared by: quantity -> layer -> values by seed."""
-    values: dict[str, dict[str, list[float]]] = {"held-out loss": {}, "Frechet distance": {}}
-    for row in result["training"]:
-        values["held-out loss"].setdefault(row["layer"], []).append(row["held_out"]["all"])
-    for row in result["frechet"]["rows"]:
-        values["Frechet distance"].setdefault(row["layer"], []).append(row["distance"])
-    return values
 
 
 @contextmanager

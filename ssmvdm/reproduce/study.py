@@ -109,10 +109,8 @@ def ablation(
 ) -> Study:
     """The study with what is given in the place of its own. The reference takes part whatever the layers are.
     ValueError that names what cannot be."""
-    for name in layers:
+    for name in different("layers", layers):
         layer_named(name)
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"layers: the same twice in {', '.join(layers)}")
     contenders = (*layers, *(() if REFERENCE in layers else (REFERENCE,))) if layers else study.contenders
     numbers = {"frames": frames, "steps": steps, "seeds": seeds}
     for name, value in numbers.items():
@@ -123,6 +121,13 @@ def ablation(
     if frames is not None:  # losses are shown against time too
         given["cost_frames"] = tuple(sorted({*study.cost_frames, frames}))
     return replace(study, contenders=contenders, network=network, **given)
+
+
+def different(name: str, values: Sequence) -> Sequence:
+    """The values; ValueError if one of them comes twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}: the same twice in {', '.join(map(str, values))}")
+    return values
 
 
 def parameters_of(config: UNet3DConfig) -> int:

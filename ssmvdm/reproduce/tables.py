@@ -1,5 +1,6 @@
 """A study's numbers as tables, for the page and as Markdown."""
 
+from collections.abc import Iterable
 from statistics import mean, stdev
 
 from benchmarks.measure.environment import busy_warning, one_line
@@ -73,12 +74,16 @@ def as_markdown(result: dict) -> str:
     """What the page says, without its pictures."""
     parts = [f"# {TITLE}\n\n{one_line(result['environment'])}\n\n{in_words(result)}\n"]
     for conclusion in result["conclusions"]:
-        found = "".join(f"* {finding['sentence']}\n" for finding in conclusion["findings"])
-        parts.append(f"## {conclusion['question']}\n\n{found}")
-    parts.append("## What does it cost?\n\n" + "".join(f"* {told}\n" for told in result["costs_in_words"]))
+        sentences = [finding["sentence"] for finding in conclusion["findings"]]
+        parts.append(answers_markdown(conclusion["question"], sentences))
+    parts.append(answers_markdown("What does it cost?", result["costs_in_words"]))
     if warning := busy_warning(result["environment"]):
         parts.append(f"{warning}\n")
     return "\n".join(parts + [markdown(table) for table in tables_of(result)])
+
+
+def answers_markdown(question: str, sentences: Iterable[str]) -> str:
+    return f"## {question}\n\n" + "".join(f"* {sentence}\n" for sentence in sentences)
 
 
 def in_words(result: dict) -> str:
@@ -86,16 +91,20 @@ def in_words(result: dict) -> str:
     study = result["study"]
     network = study["network"]
     size = network["size"]
-    mixed = [name for name in study["contenders"] if "/" in name]
-    kept = ", but for those with another mixer, which keep their sizes" if mixed else ""
     return (
         f"Each layer in the same U-Net (base width {network['base_channels']}, widths times "
-        f"{', '.join(map(str, network['channel_mults']))}), sizes chosen so that all have as many parameters{kept}; "
+        f"{', '.join(map(str, network['channel_mults']))}), {chosen_sizes(study)}; "
         f"{study['steps']} optimiser steps of {study['batch']} maze walks of {study['frames']} frames of {size}×{size} "
         f"pixels, Adam at {study['learning_rate']:g}, {study['seeds']} seeds. The same seed gives every layer the same "
         "clips, noise and noise levels, so that results are compared in pairs. A difference counts when Student's 95 % "
         "interval of its mean over the seeds leaves out zero."
     )
+
+
+def chosen_sizes(study: dict) -> str:
+    mixed = any("/" in name for name in study["contenders"])
+    kept = ", but for those with another mixer, which keep their sizes" if mixed else ""
+    return f"sizes chosen so that all have as many parameters{kept}"
 
 
 TITLE = "Temporal layers at equal parameters and equal steps"

@@ -101,6 +101,16 @@ def sentence(quantity: str, ours: str, theirs: str, difference: Difference) -> s
     return f"{told} ({interval}): {outcome}."
 
 
+def quantities(result: dict) -> dict[str, dict[str, list[float]]]:
+    """What layers are compared by: quantity -> layer -> values by seed."""
+    values: dict[str, dict[str, list[float]]] = {"held-out loss": {}, "Frechet distance": {}}
+    for row in result["training"]:
+        values["held-out loss"].setdefault(row["layer"], []).append(row["held_out"]["all"])
+    for row in result["frechet"]["rows"]:
+        values["Frechet distance"].setdefault(row["layer"], []).append(row["distance"])
+    return values
+
+
 def conclusions(results: dict[str, dict[str, list[float]]], labels: dict[str, str]) -> list[dict]:
     """results: quantity -> layer -> values in the order of the seeds, all of them better when smaller.
 

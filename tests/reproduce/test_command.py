@@ -3,7 +3,7 @@
 import pytest
 
 from ssmvdm import cli
-from ssmvdm.reproduce import run
+from ssmvdm.reproduce import run, widths
 from ssmvdm.reproduce.study import ablation, study_named
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -37,6 +37,21 @@ def test_an_ablation(carried_out, tmp_path, capsys):
     assert carried_out == [(ablation(study_named("cpu"), ("bi-s6/gss",), frames=4, seeds=1), tmp_path / "cpu")]
     assert cli.main(["reproduce", "--layers", "lstm", "--out", str(tmp_path / "other")]) == 2
     assert "unknown layer 'lstm'" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_several_widths(monkeypatch, tmp_path, capsys):
+    calls = []
+
+    def reproduce_widths(studies, folder, advance):
+        calls.append((studies, folder))
+        return folder / "equal-memory.html"
+
+    monkeypatch.setattr(widths, "reproduce_widths", reproduce_widths)
+    assert cli.main(["reproduce", "--base-channels", "16", "8", "--out", str(tmp_path)]) == 0
+    assert calls == [([ablation(study_named("cpu"), base_channels=width) for width in (8, 16)], tmp_path / "cpu")]
+    assert str(tmp_path / "cpu" / "equal-memory.html") in capsys.readouterr().out
+    assert cli.main(["reproduce", "--base-channels", "8", "8", "--out", str(tmp_path / "other")]) == 2
+    assert "base channels: the same twice in 8, 8" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import torch
 
 from ssmvdm import cli
 from ssmvdm.reproduce.jobs import jobs_of, kept, loss_curve
-from ssmvdm.reproduce.run import quantities, reproduce, timed
+from ssmvdm.reproduce.run import reproduce, timed
 from ssmvdm.reproduce.study import parameters_of
+from ssmvdm.reproduce.verdicts import quantities
 from tests.reproduce.toy import TOY
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
