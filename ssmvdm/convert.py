@@ -152,8 +152,9 @@ def unet_to_paper(model: UNet3D) -> dict[str, Tensor]:
     """The network's weights under the authors' names and in their shapes; the tensors share memory with the model's.
 
     What they store and we do not is added: rotary frequencies, and zeros for a position table that nothing reads.
+    Of a network that was compiled, the network.
     """
-    return _to_paper(model)
+    return _to_paper(getattr(model, "_orig_mod", model))
 
 
 def temporal_layer_to_paper(layer: nn.Module) -> dict[str, Tensor]:

@@ -43,16 +43,20 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The records of a log.jsonl, up to a line that was cut short; none if there is no file."""
-    records: list[dict] = []
+    """The records of a log.jsonl, but for lines that were damaged or cut short, which a loss of power may leave; none
+    if there is no file."""
     if not path.exists():
-        return records
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                break
-            records.append(json.loads(line))
-    return records
+        return []
+    found = (_record(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+    return [record for record in found if record is not None]
+
+
+def _record(line: bytes) -> dict | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # no JSON, or no text
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _tensorboard(folder: Path, step: int):

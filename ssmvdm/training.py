@@ -13,9 +13,9 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,13 @@ from ssmvdm import checkpoint, sharding
 from ssmvdm.blocks import PreNormResidual, ResBlock
 from ssmvdm.checkpoint import State
 from ssmvdm.data.export import replacing, write_gif
-from ssmvdm.data.source import open_source
+from ssmvdm.data.files import FileSource
+from ssmvdm.data.source import ClipSource, open_source
 from ssmvdm.ema import averaged
 from ssmvdm.errors import sizes_from_outside
 from ssmvdm.examples import Example, Examples, Numbers, batches, open_condition
-from ssmvdm.run_log import RunLog
+from ssmvdm.lock import only_one
+from ssmvdm.run_log import RunLog, read_log
 from ssmvdm.sampling import sample_videos
 from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
@@ -46,7 +48,7 @@ PRECISION_OF_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # processes. Sharded, a step sees the same clips and is rounded otherwise. The same data may lie somewhere else by now.
 FREE = (
     "steps", "workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples", "sample_steps", "sharded",
-    "data.path", "data.embeddings",
+    "data.path", "data.embeddings", "data.max_unusable",
 )  # fmt: skip
 
 
@@ -71,16 +73,30 @@ def train(
     folder: of the run; it gets checkpoints/step-N, log.jsonl, samples/step-N.gif and, where TensorBoard is installed,
         tensorboard/. A run that is there already goes on from its newest whole checkpoint; with resume=False it is an
         error. on_step is called after each step with its log record. A step that met files it could not use has them in
-        its record, "path: reason" under "left_out", once per start of the run.
+        its record, "path: reason" under "left_out", once.
     Under torchrun or `accelerate launch` each process calls this; the first one writes.
 
-    Raises ValueError for a configuration or a number of processes that differs from that of the run in `folder`,
+    Raises ValueError where another call trains in `folder`, or if the run there has another configuration or number of
+    processes, or if more of its data is unusable than config.data.max_unusable allows;
     CheckpointError if none of its checkpoints can be used, NonFiniteError, and Interrupted.
     """
-    run = Run(config, Path(folder), resume)
+    folder = Path(folder)
+    with ExitStack() as stack:
+        if folder.exists():
+            stack.enter_context(only_one(folder))  # before anything is read that another call may take away
+            run = Run(config, folder, resume)
+        else:
+            run = Run(config, folder, resume)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_one(folder))
+        return _train(run, progress, on_step)
+
+
+def _train(run: "Run", progress: bool, on_step: Callable[[dict], None] | None) -> Path:
+    config = run.config
+    run.make_up_samples()
     if run.step >= config.steps:
         return checkpoint.step_path(run.checkpoints, run.step)
-    run.folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(run.folder, run.step) if run.is_main else None
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not (progress and run.is_main))
     try:
@@ -92,6 +108,8 @@ def train(
                 is_due = run.step % config.log_every == 0 or run.step == config.steps
                 if log is not None and (is_due or "left_out" in record):
                     log.write(record)
+                if "left_out" in record:
+                    run.check_left_out()
                 if on_step is not None:
                     on_step(record)
                 run.keep(is_stopping, log)
@@ -136,6 +154,7 @@ class Run:
         self.left_out: set[str] = set()  # files that no process could use, with the reason, as far as logged
         if found is not None:
             self._restore(found)
+            self.left_out |= _left_out_before(self.folder, self.step, source)
         self._batches = batches(self.examples, self._numbers(), config.workers, device.type == "cuda")
         self.examples_per_step = config.batch * config.accumulate * accelerator.num_processes
 
@@ -186,10 +205,32 @@ class Run:
                 log.sync()  # the lines up to a checkpoint are there if the checkpoint is
                 checkpoint.save(self.checkpoints, state, config.keep)
             self.accelerator.wait_for_everyone()
-        if config.sample_every and (is_last or self.step % config.sample_every == 0):
+        if self._is_time_for_samples():
             network = self._averaged_network()
             if self.is_main:
                 self.write_samples(network)
+
+    def check_left_out(self) -> None:
+        """Each loading process counts its own files alone: ValueError where all of them have left out too many."""
+        source = self.examples.source
+        if isinstance(source, FileSource):
+            source.check_share(len(self.left_out), max(self.left_out))
+
+    def make_up_samples(self) -> None:
+        """The sheet of the step the run goes on from, if it was killed before that was there. All processes call this
+        together."""
+        if self.step and self._is_time_for_samples() and not self._sheet().exists():
+            network = self._averaged_network()
+            if self.is_main:
+                self.write_samples(network)
+        self.accelerator.wait_for_everyone()
+
+    def _is_time_for_samples(self) -> bool:
+        every = self.config.sample_every
+        return every > 0 and (self.step == self.config.steps or self.step % every == 0)
+
+    def _sheet(self) -> Path:
+        return self.folder / "samples" / f"step-{self.step}.gif"
 
     def write_samples(self, network: UNet3D) -> Path:
         """folder/samples/step-N.gif, a few videos of the network; of one with a condition, under those
@@ -202,8 +243,8 @@ class Run:
             network, self.diffusion, config.samples, data.frames, data.size, sampler="ddim", steps=steps,
             seed=config.seed, batch=config.batch, cond=cond,
         )  # fmt: skip
-        path = self.folder / "samples" / f"step-{self.step}.gif"
-        path.parent.mkdir(exist_ok=True)
+        path = self._sheet()
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_gif(path, np.stack(list(videos)))
         return path
 
@@ -314,6 +355,16 @@ def _found(config: TrainingConfig, checkpoints: Path, resume: bool, processes: i
     if loaded.state.step > config.steps:
         raise ValueError(f"steps: the run in {checkpoints.parent} is at {loaded.state.step}, got {config.steps}")
     return loaded.state
+
+
+def _left_out_before(folder: Path, step: int, source: ClipSource) -> set[str]:
+    """What the log of the run says of files that `source` still has."""
+    if not isinstance(source, FileSource):
+        return set()
+    names = {str(video) for video in (*source.training, *source.held_out)}
+    records = (record for record in read_log(folder / "log.jsonl") if record["step"] <= step)
+    told = {entry for record in records for entry in record.get("left_out", ())}
+    return {entry for entry in told if not names.isdisjoint(accumulate(entry.split(": "), "{}: {}".format))}
 
 
 def _fields(config: dict, place: str = "") -> dict:

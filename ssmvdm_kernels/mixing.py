@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import backends, validation
+from .once import differentiable_once
 from .ops import BOTH, FORWARD, NEEDS_Y, SUM, ConvTensors, ScanTensors
 from .project import bias_gradient, product, project, weight_gradient
 
@@ -79,7 +79,7 @@ class _LeanMix(torch.autograd.Function):
         return mix(xz, _directions(parameters), out_weight, out_bias).detach()  # as in project.py
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dout):
         xz, out_weight, out_bias, *parameters = ctx.saved_tensors
         directions = _directions(parameters)

@@ -60,6 +60,12 @@ class MambaMixer(nn.Module):
             )
         weight = self.in_proj.weight
         check_like_parameters(name, "x", x, weight)
+        for place, module in self.named_modules():
+            if hasattr(module, "base_layer"):  # as PEFT's wrappers of a layer have it
+                raise TypeError(
+                    f"{name}: {place} must be a plain layer, for its weight is read and what an adapter adds would be "
+                    f"left out, but is a {type(module).__name__}."
+                )
         return self.finish(project(x, weight, self.in_proj.bias))
 
     def finish(self, xz: Tensor) -> Tensor:

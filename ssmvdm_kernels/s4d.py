@@ -92,5 +92,5 @@ def bidirectional_s4d_scan(
 def _scan(caller: str, arguments: tuple[Tensor | None, ...], direction: int, merge: int, backend: str) -> Tensor:
     tensors = validation.prepare_s4d(caller, S4dTensors(*arguments))
     chosen = backends.select(caller, tensors.u, backend)
-    real = (t if t is None or not t.is_complex() else torch.view_as_real(t) for t in tensors)
+    real = (t if t is None or not t.is_complex() else torch.view_as_real(t.resolve_conj()) for t in tensors)
     return chosen.s4d(S4dTensors(*real), direction, merge)

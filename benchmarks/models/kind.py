@@ -158,7 +158,8 @@ def _ratio(row: dict) -> str:
 
 
 def _ratios(row: dict) -> list[float]:
-    pairs = zip(row["step_seconds"]["lean"], row["step_seconds"]["fast"], strict=True)
+    # The slower of them may have used up its time some turns earlier.
+    pairs = zip(row["step_seconds"]["lean"], row["step_seconds"]["fast"], strict=False)
     return [lean / fast for lean, fast in pairs if lean is not None and fast is not None]
 
 

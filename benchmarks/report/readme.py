@@ -14,7 +14,7 @@ from statistics import mean, median, stdev
 
 from benchmarks.kernels.shapes import MODES
 from benchmarks.measure.environment import busy_warning, machine
-from benchmarks.shapes import MIB, layer_named
+from benchmarks.shapes import LAYER_NAMES, MIB, layer_named
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCK = re.compile(r"<!-- numbers: (?P<name>[a-z]+) -->\n.*?<!-- end of numbers -->", re.DOTALL)
@@ -192,6 +192,26 @@ def reproduce(results: Results) -> str:
     )
 
 
+def equal_memory(results: Results) -> str:
+    result = results("equal-memory")
+    findings = [finding for conclusion in result["conclusions"] for finding in conclusion["findings"]]
+    told = []
+    for quantity in dict.fromkeys(finding["quantity"] for finding in findings):
+        parts = [_at_equal_memory(finding) for finding in findings if finding["quantity"] == quantity]
+        told.append(f"By {quantity} bi-S6 is {'; '.join(parts)}.")
+    widths = ", ".join(map(str, result["base_channels"]))
+    table = results.link("equal-memory.md", "equal-memory.md")
+    return _prose(f"{_where(result)}, base widths {widths}, else as above. {' '.join(told)} All tables: {table}.")
+
+
+def _at_equal_memory(finding: dict) -> str:
+    against = finding["against"]
+    for name in LAYER_NAMES:
+        against = against.replace(layer_named(name).label, _plain(name))
+    word = {"better": "better than", "worse": "worse than", "undecided": "undecided against"}[finding["verdict"]]
+    return f"at base width {finding['base_channels']} {word} {against} ({abs(finding['mean']):.1%})"
+
+
 def _plain(name: str) -> str:
     """bi-S6 and not bi-S6, fused scan (ours)."""
     return layer_named(name).label.partition(",")[0].removesuffix(" (ours)")
@@ -213,7 +233,8 @@ def _verdicts(result: dict, quantity: str) -> str:
 
 
 PASSAGES: dict[str, Callable[[Results], str]] = {
-    "picture": picture, "training": training, "lean": lean, "reproduce": reproduce, "scan": scan,
+    "picture": picture, "training": training, "lean": lean, "reproduce": reproduce, "equal": equal_memory,
+    "scan": scan,
 }  # fmt: skip
 
 

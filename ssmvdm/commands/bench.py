@@ -12,6 +12,7 @@ from benchmarks.models.options import MemoryOptions
 from benchmarks.options import RunOptions
 from ssmvdm.commands.page import show
 from ssmvdm.commands.requirements import need
+from ssmvdm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def run_report(options: ReportOptions) -> None:
 
     results = [compare.load(path) for path in options.results]
     names = [result["kind"] for result in results]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"bench report: expected results of different kinds, got {', '.join(names) or 'none'}")
     old = compare.earlier(options.compare, names) if options.compare else {}
     folder = prepare_folder(options.out or options.results[0].parent)
     show(runner.present(results, old, folder, names[0] if len(names) == 1 else "report"), options.open)

@@ -48,6 +48,9 @@ class DataOptions:
     merge_splits: bool = False
     """Training and held-out clips both from all videos, as in the paper's runs."""
 
+    max_unusable: float = 0.1
+    """Largest share of the videos that may turn out to be unusable."""
+
     fps: float = 12.0
     """Frames per second of the GIF."""
 
@@ -76,7 +79,8 @@ def run(options: DataOptions) -> None:
     try:
         check_clip_arguments(options.seed, options.frames, options.size, options.batch)
         where = None if options.path is None else str(options.path)
-        config = DataConfig(options.name, options.frames, options.size, where, merge_splits=options.merge_splits)
+        how = {"merge_splits": options.merge_splits, "max_unusable": options.max_unusable}
+        config = DataConfig(options.name, options.frames, options.size, where, **how)
         source = open_source(config)
     except ValueError as error:
         raise InputError(f"--{error}") from error

@@ -40,6 +40,9 @@ class EvaluateOptions:
     merge_splits: bool = False
     """Real videos are all that there are, training ones too, as in the paper. Default: the held-out ones."""
 
+    max_unusable: float = 0.1
+    """Largest share of the videos that may turn out to be unusable."""
+
     real_set: str | None = None
     """all: every video once. A number: so many; the paper has 2000 for GQN-Mazes and UCF101. Default: all, and of data
     that are computed as many as there are samples, at least 200."""
@@ -89,7 +92,8 @@ def run(options: EvaluateOptions) -> None:
         raise InputError(f"{options.samples}: expected at least {LEAST} generated videos, got {len(samples)}")
     path = None if options.data_path is None else str(options.data_path)
     try:
-        data = DataConfig(options.data, samples.frames, samples.size, path, merge_splits=options.merge_splits)
+        how = {"merge_splits": options.merge_splits, "max_unusable": options.max_unusable}
+        data = DataConfig(options.data, samples.frames, samples.size, path, **how)
         source = open_source(data)
     except (ValueError, OSError) as error:
         raise InputError(f"--data: {error}") from error

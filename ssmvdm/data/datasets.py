@@ -14,6 +14,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -65,7 +66,11 @@ def split_ucf101(root: Path) -> Split:
     by_name = {PurePosixPath(name).parts[-2:]: name for name in video_names(root)}
     halves = []
     for list_name in ("trainlist01.txt", "testlist01.txt"):
-        lines = [line.split() for line in _only(root, list_name).read_text(encoding="utf-8").splitlines()]
+        path = _only(root, list_name)
+        try:
+            lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"path: {path} is not text in UTF-8: {error}") from error
         listed = [PurePosixPath(words[0]).parts[-2:] for words in lines if words]
         missing = [name for name in listed if name not in by_name]
         if missing:
@@ -89,7 +94,7 @@ def split_moving_mnist(root: Path) -> Split:
     path = root if root.is_file() else _only(root, "mnist_test_seq.npy")
     try:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, AttributeError) as error:  # an archive of arrays has no shape
         raise ValueError(f"path: {path} is not a NumPy array of numbers: {error}") from error
     if len(shape) != 4 or shape[1] < 2:
         raise ValueError(f"path: expected an array (frames, 2 or more videos, height, width) in {path}, got {shape}")
@@ -129,7 +134,7 @@ def _files(root: Path, names: Iterable[str]) -> Files:
 
 
 def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def _only(root: Path, name: str) -> Path:

@@ -103,11 +103,15 @@ class FileSource:
     def _leave_out(self, video: VideoFile, reason: str) -> None:
         self.unusable[video] = reason
         logger.warning("left out: %s: %s", video, reason)
+        self.check_share(len(self.unusable), f"{video}: {reason}")
+
+    def check_share(self, unusable: int, last: str) -> None:
+        """ValueError if so many files are more than may turn out unusable."""
         total = len({*self.training, *self.held_out})
-        if len(self.unusable) > self.max_unusable * total:
+        if unusable > self.max_unusable * total:
             raise ValueError(
-                f"{len(self.unusable)} of the {total} videos cannot be used, more than the allowed share of "
-                f"{self.max_unusable:g}; the last one: {video}: {reason}"
+                f"{unusable} of the {total} videos cannot be used, more than the allowed share of "
+                f"{self.max_unusable:g}; the last one: {last}"
             )
 
 

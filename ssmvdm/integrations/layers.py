@@ -17,7 +17,8 @@ class TemporalScan(nn.Module):
 
     x: (batch, *pixels, frames, channels), any strides; the result has its shape and its order in memory.
 
-    `pos_bias` is accepted and not read: the scan knows the order of the frames. `focus_present_mask` (batch,), bool,
+    `pos_bias` is accepted and not read: the scan knows the order of the frames. Nor is `scale`, diffusers' strength of
+    LoRA adapters, of which there are none here. `focus_present_mask` (batch,), bool,
     means what it means to attention: where it holds, every frame is a sequence of its own.
 
     Raises ValueError for `encoder_hidden_states` or `attention_mask`: there is nothing else to attend to, and no frame
@@ -35,6 +36,7 @@ class TemporalScan(nn.Module):
         attention_mask: Tensor | None = None,
         pos_bias: Tensor | None = None,
         focus_present_mask: Tensor | None = None,
+        scale: float = 1.0,
     ) -> Tensor:
         for name, given in (("encoder_hidden_states", encoder_hidden_states), ("attention_mask", attention_mask)):
             if given is not None:

@@ -9,9 +9,9 @@ Saved: x. Mean and deviation are two short sums and are computed again, like n, 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ssmvdm.lean.pieces import add_product, columns, no_autocast, pieces, put, wide, working_dtype
+from ssmvdm_kernels.once import differentiable_once
 
 
 def channel_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -62,7 +62,7 @@ class _ChannelNorm(torch.autograd.Function):
         return n
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dn):
         x, gain = ctx.saved_tensors
         dx, dgain = torch.empty_like(x), torch.zeros_like(wide(gain))
@@ -96,7 +96,7 @@ class _NormProject(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dy):
         x, gain, weight, bias = ctx.saved_tensors
         dx = torch.empty_like(x)
@@ -124,7 +124,7 @@ class _NormHeads(torch.autograd.Function):
             return tuple(F.linear(rows, part) for part in weight.to(ctx.dtype).chunk(3))
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, *dheads):
         x, gain, weight = ctx.saved_tensors
         with no_autocast(x):

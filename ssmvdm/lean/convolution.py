@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ssmvdm.lean.pieces import no_autocast, wide, working_dtype
+from ssmvdm_kernels.once import differentiable_once
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class _NormSiLU(torch.autograd.Function):
         return F.silu(a, inplace=True)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, da):
         h, weight, bias, mean, rstd = ctx.saved_tensors
         before = _norm_again(h, *_affine(h, weight, bias, None, None), mean, rstd)
@@ -73,7 +73,7 @@ class _NormSiLUConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dy):
         h, weight, bias, scale, shift, conv_weight, mean, rstd = ctx.saved_tensors
         with no_autocast(h):

@@ -10,10 +10,10 @@ Source of the attention: Shen et al., Efficient Attention (arXiv 1812.01243), eq
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ssmvdm.lean.channel_norm import norm_gradients, normalised
 from ssmvdm.lean.pieces import add_product, columns, no_autocast, pieces, put, wide, working_dtype
+from ssmvdm_kernels.once import differentiable_once
 
 
 def norm_linear_attention(
@@ -44,7 +44,7 @@ class _NormLinearAttention(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dy):
         x, gain, qkv_weight, out_weight, out_bias = ctx.saved_tensors
         dx, dgain = torch.empty_like(x), torch.zeros_like(wide(gain))

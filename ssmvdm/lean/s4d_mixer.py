@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ssmvdm_kernels import backends, validation
 from ssmvdm_kernels.mixing import autocast_to, wide
+from ssmvdm_kernels.once import differentiable_once
 from ssmvdm_kernels.ops import BOTH, FORWARD, SUM, ConvTensors
 from ssmvdm_kernels.ops_s4d import NEEDS_Y, S4dTensors
 from ssmvdm_kernels.project import bias_gradient, product, project, weight_gradient
@@ -46,7 +46,7 @@ class _S4dMix(torch.autograd.Function):
         return project(y, out_weight, out_bias).detach()  # no view, which nobody could change in place
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dout):
         xz, out_weight, out_bias, *parameters = ctx.saved_tensors
         way = _way(parameters)

@@ -46,7 +46,7 @@ def comparisons(rows: list[dict], labels: dict[str, str]) -> list[dict]:
     its widest network against the narrowest of the other, if that keeps more all the same.
 
     {"question", "ours", "theirs", "findings", "sentences"} for each, findings as in `verdicts.conclusions` with the
-    width and the bytes of ours.
+    width and the bytes of ours, and in words against what.
     """
     ours, our_label = _ascending(rows, REFERENCE), labels[REFERENCE]
     told = []
@@ -85,8 +85,8 @@ def comparisons(rows: list[dict], labels: dict[str, str]) -> list[dict]:
 def _finding(ours: dict, quantity: str, theirs: list[float], our_label: str, their_place: str) -> dict:
     difference = paired_difference(ours["values"][quantity], theirs)
     words = sentence(quantity, f"{our_label} at base width {ours['base_channels']}", their_place, difference)
-    place = {"base_channels": ours["base_channels"], "saved_bytes": ours["saved_bytes"], "quantity": quantity}
-    return place | difference.as_json() | {"sentence": words}
+    place = {"base_channels": ours["base_channels"], "saved_bytes": ours["saved_bytes"], "against": their_place}
+    return {"quantity": quantity} | place | difference.as_json() | {"sentence": words}
 
 
 def _ascending(rows: list[dict], name: str) -> list[dict]:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ssmvdm import lean
 from ssmvdm.temporal.position import apply_rotary
 from ssmvdm.temporal.registry import register
+from ssmvdm_kernels.once import differentiable_once
 
 # The grid axis that torch's fused CUDA kernels lay the batch on ends here; batch * height * width gets there quickly.
 MAX_FUSED_BATCH = 65_535
@@ -65,7 +65,7 @@ class _BiasedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, gradient):
         q, k, v, bias, out = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5

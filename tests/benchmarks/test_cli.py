@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.report.readme import README, folder_of
 from ssmvdm import cli
 from ssmvdm.commands.requirements import need
 from ssmvdm.errors import InputError
@@ -126,6 +127,15 @@ def test_a_result_that_is_missing_is_refused(capsys, tmp_path):
     status, _, err = run(capsys, "bench", "report", tmp_path / "none.json")
     assert status == 2
     assert "cannot read" in err
+
+
+def test_a_report_is_of_different_kinds(capsys, tmp_path):
+    status, _, err = run(capsys, "bench", "report")
+    assert status == 2 and "expected results of different kinds, got none" in err
+    paths = [README.parent / folder_of(README.read_text(encoding="utf-8")) / "scan.json"] * 2
+    status, _, err = run(capsys, "bench", "report", *paths, "--out", tmp_path)
+    assert status == 2 and "expected results of different kinds, got scan, scan" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_writes_arrays(capsys, tmp_path):

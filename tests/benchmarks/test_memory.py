@@ -20,7 +20,7 @@ from benchmarks.measure.children import call_child
 from benchmarks.measure.environment import device_name, device_slug
 from benchmarks.measure.journal import Journal
 from benchmarks.models import memory, tasks
-from benchmarks.models.kind import KIND, SECTIONS
+from benchmarks.models.kind import KIND, MEASURES, SECTIONS
 from benchmarks.models.options import MemoryOptions
 from benchmarks.report.files import RESULTS, write_all
 from benchmarks.shapes import GIB, Network
@@ -82,6 +82,12 @@ def test_every_configuration_has_numbers_behind_a_passed_gate(result):
     environment = result["environment"]
     assert environment["threads"] == 1
     assert {"device", "date", "commit", "torch"} <= environment.keys()
+
+
+def test_turns_that_one_of_the_modes_did_not_have_are_left_out():
+    turns = {"lean": [2.0, None, 4.0], "fast": [1.0, 1.0, 1.0, 1.0]}
+    (measure,) = (measure for measure in MEASURES if measure.section == "modes")
+    assert measure.samples({"step_seconds": turns}) == [2.0, 4.0]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory limits are read from Linux's /proc")

@@ -75,6 +75,10 @@ def better(result):
             row["held_out"]["all"] /= 2
 
 
+def far_better(result):
+    result["conclusions"][0]["findings"][0]["mean"] = -0.987
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "passage"),
     [
@@ -82,6 +86,7 @@ def better(result):
         ("memory", costlier, "lean"),
         ("scan", faster_rival, "scan"),
         ("reproduce", better, "reproduce"),
+        ("equal-memory", far_better, "equal"),
     ],
 )
 def test_other_results_make_another_readme(kind, change, passage):

@@ -141,6 +141,11 @@ def test_frames_that_focus_on_the_present_stay_alone():
     assert is_changed.tolist() == [[True, False, False, False], [True] * FRAMES]
 
 
+def test_the_strength_of_adapters_is_taken_where_there_are_none():
+    scan, x = TemporalScan(BidirectionalMamba(8)), torch.randn(2, FRAMES, 8)
+    assert torch.equal(scan(x, scale=0.5), scan(x))
+
+
 @pytest.mark.parametrize("name", ["encoder_hidden_states", "attention_mask"])
 @pytest.mark.parametrize("mode", ["replace", "parallel"])
 def test_what_a_scan_cannot_read_is_refused(mode, name):

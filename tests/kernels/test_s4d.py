@@ -402,3 +402,14 @@ def test_bare_operators_refuse_what_they_would_read_beyond():
     y = COMPILED.s4d_forward(*tensors, 2, 0)
     with pytest.raises(RuntimeError, match="dy must have the shape"):
         COMPILED.s4d_backward(y, *tensors, 2, 2, 1)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_parameters_that_are_conjugated_lazily(backend):
+    inputs = made("odd", has_z=False, has_reverse=False)
+    u, decay, weight = (inputs[name] for name in ("u", "decay", "weight"))
+    lazy, solid = (
+        s4d_scan(u, d, w, backend=backend)
+        for d, w in ((decay.conj(), weight.conj()), (decay.conj().resolve_conj(), weight.conj().resolve_conj()))
+    )
+    assert torch.equal(lazy, solid)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssmvdm import GaussianDiffusion, UNet3D, checkpoint, cli, training
+from ssmvdm import GaussianDiffusion, UNet3D, checkpoint, cli, lock, training
 from ssmvdm.data.clip import Clip
 from ssmvdm.data.source import open_source
 from ssmvdm.examples import Examples, Numbers
@@ -73,6 +73,37 @@ def test_resumed_and_uninterrupted_runs_have_the_same_bits(tmp_path):
     assert same(checkpoint.load(last), checkpoint.load(resumed))
     names = ("step", "examples", "loss", "gradient_norm")
     assert logged(tmp_path / "a", *names) == logged(tmp_path / "b", *names)
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 50 + b"\n", b'{"step": 2, "lo\n', b"\xff\n", b"[1]\n", b'{"loss": 1}\n'])
+def test_a_damaged_line_of_the_log_stops_no_run(tmp_path, damage):
+    quiet(tiny(steps=4), tmp_path)
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
+    quiet(tiny(steps=6), tmp_path)
+    assert logged(tmp_path, "step") == [(step,) for step in (1, 3, 4, 5, 6)]
+
+
+def test_samples_that_a_killed_run_owed_are_made_when_it_goes_on(tmp_path):
+    config = tiny(sample_every=3, samples=1, sample_steps=1)
+    quiet(config, tmp_path)
+    sheet = tmp_path / "samples" / "step-6.gif"
+    content = sheet.read_bytes()
+    sheet.unlink()
+    quiet(config, tmp_path)
+    assert sheet.read_bytes() == content
+
+
+def test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "WAIT_S", 0.0)
+
+    def another(record):
+        with pytest.raises(ValueError, match="another process trains there"):
+            quiet(tiny(), tmp_path)
+
+    train(tiny(), tmp_path, progress=False, on_step=another)
+    quiet(tiny(steps=7), tmp_path)
 
 
 def first_gradient(path) -> torch.Tensor:
