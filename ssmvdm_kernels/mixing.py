@@ -82,17 +82,22 @@ class _LeanMix(torch.autograd.Function):
     @differentiable_once
     def backward(ctx, dout):
         xz, out_weight, out_bias, *parameters = ctx.saved_tensors
-        directions = _directions(parameters)
+        needs_xz, needs_out_weight, needs_out_bias, *needs_own = ctx.needs_input_grad
+        directions, wanted = _directions(parameters), _directions(needs_own)
         with autocast_to(xz.device.type, ctx.low):
             inputs = _inputs(xz, directions)
         with autocast_to(xz.device.type, None):
+            dout_bias = bias_gradient(dout).to(out_bias.dtype) if needs_out_bias else None
+            if not needs_xz and not any(needs_own):
+                y, _ = _backend(xz).scan(inputs.scan, _way(directions), SUM, True, False)
+                return None, weight_gradient(dout, y).to(out_weight.dtype), dout_bias, *(None for _ in needs_own)
             dy = product(dout, out_weight.to(dout.dtype).t())
-            gradients, y = _scan_gradients(dy, inputs.scan, _way(directions))
-            dout_weight = weight_gradient(dout, y).to(out_weight.dtype)
-            dout_bias = None if out_bias is None else bias_gradient(dout).to(out_bias.dtype)
+            needs = _scan_needs(inputs.scan, wanted, needs_xz) | (NEEDS_Y if needs_out_weight else 0)
+            gradients, y = _scan_gradients(dy, inputs.scan, _way(directions), needs)
+            dout_weight = weight_gradient(dout, y).to(out_weight.dtype) if needs_out_weight else None
             del dy, y, dout
-            dxz, dparameters = _input_gradients(inputs, gradients, directions)
-        return dxz.to(xz.dtype), dout_weight, dout_bias, *dparameters
+            dxz, dparameters = _input_gradients(inputs, gradients, directions, wanted, needs_xz)
+        return None if dxz is None else dxz.to(xz.dtype), dout_weight, dout_bias, *dparameters
 
 
 def _directions(parameters: Sequence[Tensor]) -> list[Direction]:
@@ -140,20 +145,41 @@ def _inputs(xz: Tensor, directions: Sequence[Direction]) -> _Inputs:
     return _Inputs(conv, dt_low, validation.prepare_scan("MambaMixer", scan))
 
 
-def _scan_gradients(dy: Tensor, scan: ScanTensors, way: int) -> tuple[ScanTensors, Tensor]:
-    """Gradients of all that the scan was given, and its output."""
-    needs = sum(1 << index for index, tensor in enumerate(scan) if tensor is not None)
-    *gradients, y = _backend(scan.u).operators.scan_backward(dy, None, *scan, way, SUM, True, needs | NEEDS_Y)
+def _scan_needs(scan: ScanTensors, wanted: Sequence[Direction], needs_xz: bool) -> int:
+    """Bits of the scan's gradients: all but those of parameters that are frozen, and of z where xz needs none."""
+    left_out = set() if needs_xz else {"z"}
+    for own, suffix in zip(wanted, ("", "_b"), strict=False):
+        is_wanted = {"A": own.A_log, "D": own.D, "delta_bias": own.dt_bias}
+        left_out |= {name + suffix for name in is_wanted if not is_wanted[name]}
+    return _bits(scan, left_out)
+
+
+def _bits(tensors: ScanTensors | ConvTensors, left_out: set[str]) -> int:
+    return sum(
+        1 << index
+        for index, (name, tensor) in enumerate(zip(tensors._fields, tensors, strict=True))
+        if tensor is not None and name not in left_out
+    )
+
+
+def _scan_gradients(dy: Tensor, scan: ScanTensors, way: int, needs: int) -> tuple[ScanTensors, Tensor]:
+    """Gradients of what the scan was given, empty where they are not needed, and its output."""
+    *gradients, y = _backend(scan.u).operators.scan_backward(dy, None, *scan, way, SUM, True, needs)
     return ScanTensors(*gradients), y
 
 
 def _input_gradients(
-    inputs: _Inputs, gradients: ScanTensors, directions: Sequence[Direction]
-) -> tuple[Tensor, list[Tensor]]:
-    """From the scan's gradients to those of xz and of the parameters of all directions."""
+    inputs: _Inputs,
+    gradients: ScanTensors,
+    directions: Sequence[Direction],
+    wanted: Sequence[Direction],
+    needs_xz: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """From the scan's gradients to those of xz and of the parameters of all directions, None where nobody wants them.
+    wanted: which, of the directions' parameters."""
     scan, conv, way = inputs.scan, inputs.conv, _way(directions)
     dus, dprojections = [], []
-    for own, suffix, dt_low in zip(directions, ("", "_b"), inputs.dt_low, strict=False):
+    for own, needs, suffix, dt_low in zip(directions, wanted, ("", "_b"), inputs.dt_low, strict=False):
         u, A = getattr(scan, f"u{suffix}"), getattr(scan, f"A{suffix}")
         du, ddelta, dA, dB, dC, dD, dbias = (
             getattr(gradients, f"{name}{suffix}") for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
@@ -161,15 +187,33 @@ def _input_gradients(
         ddt_low = product(ddelta, own.dt_proj.to(ddelta.dtype).t())
         dprojected = torch.cat((ddt_low, dB, dC), dim=1)
         dus.append(du.add_(product(dprojected, own.x_proj.to(u.dtype).t())))
-        dprojections.append((weight_gradient(dprojected, u), weight_gradient(ddelta, dt_low), dbias, dA * A, dD))
+        dprojections.append(
+            (
+                weight_gradient(dprojected, u) if needs.x_proj else None,
+                weight_gradient(ddelta, dt_low) if needs.dt_proj else None,
+                dbias,
+                dA * A if needs.A_log else None,
+                dD,
+            )
+        )
     dus += [dus[0].new_empty((0,))] * (2 - len(dus))
-    needs = sum(1 << index for index, tensor in enumerate(conv) if tensor is not None)
-    dx, *dfilters = _backend(conv.x).operators.conv1d_backward(*dus, *conv, way, True, needs)
-    dparameters: list[Tensor] = []
-    for index, own in enumerate(directions):
+    dx, dfilters = None, [None] * 4
+    if conv_needs := _conv_needs(conv, wanted, needs_xz):
+        dx, *dfilters = _backend(conv.x).operators.conv1d_backward(*dus, *conv, way, True, conv_needs)
+    dparameters: list[Tensor | None] = []
+    for index, (own, needs) in enumerate(zip(directions, wanted, strict=True)):
         dfilter, dprojection = dfilters[2 * index : 2 * index + 2], dprojections[index]
-        dparameters += [d.to(p.dtype) for d, p in zip((*dfilter, *dprojection), own, strict=True)]
-    return torch.cat((dx, gradients.z), dim=1), dparameters
+        of_own = zip((*dfilter, *dprojection), own, needs, strict=True)
+        dparameters += [d.to(p.dtype) if is_wanted and d is not None else None for d, p, is_wanted in of_own]
+    return torch.cat((dx, gradients.z), dim=1) if needs_xz else None, dparameters
+
+
+def _conv_needs(conv: ConvTensors, wanted: Sequence[Direction], needs_xz: bool) -> int:
+    left_out = set() if needs_xz else {"x"}
+    for own, suffix in zip(wanted, ("", "_b"), strict=False):
+        is_wanted = {"weight": own.conv_weight, "bias": own.conv_bias}
+        left_out |= {name + suffix for name in is_wanted if not is_wanted[name]}
+    return _bits(conv, left_out)
 
 
 def wide(parameter: Tensor) -> Tensor:

@@ -265,7 +265,8 @@ def method(result: dict) -> str:
     return (
         f"Two directions, {settings['states']} states{threads}. Every shape in a process of its own; candidates take "
         f"turns with ours there, up to {settings['launches']} {unit} and {settings['budget_seconds']:g} s each, "
-        f"after output and all gradients of the timed buffers have been compared with float64. {launch}Caches are "
+        f"after a gate: on the timed buffers, the output and our gradients of sequences at a few of the sequences, and "
+        f"every gradient of a call with these alone, against float64. {launch}Caches are "
         f"{settings['caches']}{_of_memory(settings) if is_cpu else ''}. Both directions of a rival are run one after "
         "the other, with flips between, as the published layer does. "
         + ("torch.compile makes scalar code: its vector code for this loop over time is wrong. " if scalar else "")

@@ -131,12 +131,15 @@ def _against_ours(result: dict) -> list[Table]:
     for name in result["settings"]["layers"]:
         cells = []
         for section in ("training", "sampling"):
-            shared = [f for f in result["settings"]["frames"] if all((section, x, f) in good for x in (name, OURS))]
-            if name != OURS and shared:
-                theirs, ours = (good[section, x, shared[-1]] for x in (name, OURS))
-                ratios = [median(theirs[field]) / median(ours[field]) for field in ("peak_bytes", "step_seconds")]
-                cells += [str(shared[-1]), *(f"{ratio:.2f}×" for ratio in ratios)]
-        if len(cells) == 6:
+            frames = {frames for x, layer, frames in good if (x, layer) == (section, name)}
+            shared = [count for count in frames if (section, OURS, count) in good]
+            if not shared:
+                cells += ["–"] * 3
+                continue
+            theirs, ours = (good[section, x, max(shared)] for x in (name, OURS))
+            ratios = [median(theirs[field]) / median(ours[field]) for field in ("peak_bytes", "step_seconds")]
+            cells += [str(max(shared)), *(f"{ratio:.2f}×" for ratio in ratios)]
+        if name != OURS and set(cells) != {"–"}:
             body.append([layer_named(name).label, *cells])
     header = ["", "training, frames", "memory", "time", "sampling, frames", "memory", "time"]
     caption = f"{_small(result['settings'])}; at the largest number of frames where both have numbers."

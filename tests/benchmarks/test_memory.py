@@ -84,6 +84,19 @@ def test_every_configuration_has_numbers_behind_a_passed_gate(result):
     assert {"device", "date", "commit", "torch"} <= environment.keys()
 
 
+def test_layers_are_compared_at_the_most_frames_that_each_section_has(result):
+    (table,) = (table for table in KIND.tables(result) if table.title.startswith("Other layers over bi-S6"))
+    assert [(row[1], row[4]) for row in table.rows] == [("4", "4")]
+    longer = json.loads(json.dumps(result))
+    for row in longer["sampling"]:
+        row["frames"] *= 8
+    for row in longer["training"]:
+        row["status"] = "timeout"
+    (table,) = (table for table in KIND.tables(longer) if table.title.startswith("Other layers over bi-S6"))
+    (cells,) = table.rows
+    assert cells[1:5] == ["–", "–", "–", "32"]
+
+
 def test_turns_that_one_of_the_modes_did_not_have_are_left_out():
     turns = {"lean": [2.0, None, 4.0], "fast": [1.0, 1.0, 1.0, 1.0]}
     (measure,) = (measure for measure in MEASURES if measure.section == "modes")

@@ -96,6 +96,38 @@ def test_the_lean_backward_pass_runs_no_forward_scan():
     assert (scans.forward, scans.backward) == (1, 1)
 
 
+TRAINED = {
+    "input": (),
+    "input and all": ("",),
+    "all": ("",),
+    "out_proj": ("out_proj",),
+    "in_proj": ("in_proj",),
+    "decays and biases": ("A_log", "dt_bias", "D"),
+    "projections of one direction": ("causal.x_proj", "causal.dt_proj"),
+    "filters": ("conv_weight",),
+}
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("trained", TRAINED)
+def test_the_lean_form_computes_the_gradients_that_are_needed(trained, directions):
+    """The same bits as with fast memory, None for the others, and no backward scan where its results go nowhere."""
+    x = video().requires_grad_(trained.startswith("input"))
+    gradients, scans = [], []
+    for memory in ("lean", "fast"):
+        module = made(memory=memory, directions=directions)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(any(part in name for part in TRAINED[trained]))
+        x.grad = None
+        with CountScans() as counted:
+            module(x).square().sum().backward()
+        scans.append(counted.backward)
+        gradients.append([x.grad, *(parameter.grad for parameter in module.parameters())])
+    assert scans[0] == scans[1] == (trained != "out_proj" and "cpu" in available_backends())
+    for lean, fast in zip(*gradients, strict=True):
+        assert (lean is None) == (fast is None) and (lean is None or torch.equal(lean, fast))
+
+
 def test_a_second_derivative_of_the_lean_form_is_refused_in_words():
     if "cpu" not in available_backends():
         pytest.skip("the cpu extension is not built, and the reference can be differentiated twice")
