@@ -125,12 +125,9 @@ def _causal_sum(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reve
     y = x.new_zeros(x.shape) if bias is None else _beside(bias, x.dim()).expand(x.shape)
     for tap in range(width):
         shift = min(width - 1 - tap, length)
-        product = _beside(weight[:, tap], x.dim()) * x
+        product = _beside(weight[:, tap], x.dim()) * x.narrow(2, shift if reverse else 0, length - shift)
         outside = x.new_zeros((*x.shape[:2], shift, *x.shape[3:]))  # the sequence continues as zeros
-        if reverse:
-            y = y + torch.cat((product.narrow(2, shift, length - shift), outside), dim=2)
-        else:
-            y = y + torch.cat((outside, product.narrow(2, 0, length - shift)), dim=2)
+        y = y + torch.cat((product, outside) if reverse else (outside, product), dim=2)
     return F.silu(y) if silu else y
 
 

@@ -29,27 +29,24 @@ struct ConvPlan : Plan {
 
 struct ConvTask {
   const ConvPlan& plan;
-  const int64_t L, pad;
-  Scalar *x, *out, *gradient, *dx, *weight_sums;  // x and gradient have width-1 zero steps on either side
+  const int64_t L;
+  Scalar *x, *out, *gradient, *dx, *weight_sums;
 
-  ConvTask(Arena& arena, const ConvPlan& p) : plan(p), L(p.length), pad((p.width - 1) * W) {
-    x = arena.take(L * W + 2 * pad) + pad;
-    out = arena.take(L * W);
-    gradient = arena.take(L * W + 2 * pad) + pad;
-    dx = arena.take(L * W);
+  ConvTask(Arena& arena, const ConvPlan& p) : plan(p), L(p.length) {
+    for (Scalar** t : {&x, &out, &gradient, &dx}) *t = arena.take(L * W);
     weight_sums = arena.take(p.width * W);
   }
-  void clear_padding() {
-    for (Scalar* t : {x, gradient}) {
-      memset(t - pad, 0, size_t(pad) * sizeof(Scalar));
-      memset(t + L * W, 0, size_t(pad) * sizeof(Scalar));
-    }
+  // The first tap that meets the sequence, at time t of a filter that looks back or ahead. Outside there are no zeros:
+  // times an infinite weight they would not be neutral.
+  INLINE int64_t first_tap(bool looks_back, int64_t t) const {
+    const int64_t missing = plan.width - 1 - (looks_back ? t : L - 1 - t);
+    return missing > 0 ? missing : 0;
   }
   INLINE Vec before_activation(int d, int64_t block, int64_t t) const {
     const Scalar* w = plan.weight[d] + block * plan.width * W;
     Vec sum = Vec::load(plan.bias[d] + block * W);
     const int64_t last = plan.width - 1, step = d == 0 ? 1 : -1;
-    for (int64_t k = 0; k <= last; ++k)
+    for (int64_t k = first_tap(d == 0, t); k <= last; ++k)
       sum = fma(Vec::load(w + k * W), Vec::load(x + (t + step * (k - last)) * W), sum);
     return sum;
   }
@@ -80,7 +77,7 @@ struct ConvTask {
       load_rows(a.y[d], y_rows[d].base + channel * a.y[d].row_stride, y_rows[d], count, L, gradient, W);
       const Scalar* w = plan.weight[d] + block * plan.width * W;
       const int64_t step = d == 0 ? 1 : -1;
-      Vec sum(Scalar(0));
+      LongSum sum;
       for (int64_t t = 0; t < L; ++t) {
         Vec g = Vec::load(gradient + t * W);
         if (a.silu) {
@@ -88,19 +85,20 @@ struct ConvTask {
           g = g * (s * fma(v, Vec(Scalar(1)) - s, Vec(Scalar(1))));
           g.store(gradient + t * W);
         }
-        sum = sum + g;
+        sum.add(t, g);
       }
-      plan.fold(dbias[d] + block * plan.sum_width(), sum);
+      plan.fold(dbias[d] + block * plan.sum_width(), sum.total());
       for (int64_t k = 0; k <= last; ++k) {
-        Vec dw(Scalar(0));
-        for (int64_t t = 0; t < L; ++t)
-          dw = fma(Vec::load(gradient + t * W), Vec::load(x + (t + step * (k - last)) * W), dw);
-        dw.store(weight_sums + k * W);
+        LongSum dw;
+        const int64_t apart = last - k, begin = d == 0 ? apart : 0, end = d == 0 ? L : L - apart;
+        for (int64_t t = begin; t < end; ++t)
+          dw.add_product(t, Vec::load(gradient + t * W), Vec::load(x + (t - step * apart) * W));
+        dw.total().store(weight_sums + k * W);
       }
       plan.fold(dweight[d] + block * plan.width * plan.sum_width(), weight_sums, plan.width);
       for (int64_t t = 0; t < L; ++t) {
         Vec v(Scalar(0));
-        for (int64_t k = 0; k <= last; ++k)
+        for (int64_t k = first_tap(d != 0, t); k <= last; ++k)
           v = fma(Vec::load(w + k * W), Vec::load(gradient + (t - step * (k - last)) * W), v);
         if (d > a.first_direction) v = v + Vec::load(dx + t * W);
         v.store(dx + t * W);
@@ -119,7 +117,6 @@ static void for_conv_blocks(const ConvPlan& plan, ParallelFor run, const F& body
     Memory memory(measure.used, false);
     Arena arena(memory.base);
     ConvTask task(arena, plan);
-    task.clear_padding();
     for (int64_t i = begin; i < end; ++i) {
       const int64_t partial = i / plan.splits, split = i % plan.splits;
       const int64_t first = plan.first_block(plan.first_segment(split)),

@@ -157,6 +157,28 @@ INLINE Scalar sum_lanes(Vec v) {
   return s[0];
 }
 
+// A sum over time, in runs: the error of one long sum grows with its length.
+struct LongSum {
+  static constexpr int64_t kRun = 32;
+  Vec sum, run;
+
+  INLINE LongSum() : sum(Scalar(0)), run(Scalar(0)) {}
+  INLINE void turn(int64_t t) {
+    if (t % kRun != 0) return;
+    sum = sum + run;
+    run = Vec(Scalar(0));
+  }
+  INLINE void add(int64_t t, Vec x) {
+    turn(t);
+    run = run + x;
+  }
+  INLINE void add_product(int64_t t, Vec a, Vec b) {
+    turn(t);
+    run = fma(a, b, run);
+  }
+  INLINE Vec total() const { return sum + run; }
+};
+
 // Scratch memory of one thread: the same constructor measures (base null) and hands out. Many tiles are walked side by
 // side and are powers of two long: without the gap a time step of all of them would fall into one set of the caches.
 struct Arena {

@@ -143,14 +143,14 @@ struct S4dBackwardTask {
                           adjoint[] = {walk_s4d_adjoint<1>, walk_s4d_adjoint<2>};
     const Window u = load_scalars(args.dir[d].u, u_rows[d], plan, unit, block, scratch);
     const Vec D = Vec::load(plan.D[d] + block * W);
-    Vec dD(Scalar(0));
+    LongSum dD;
     for (int64_t t = 0; t < L; ++t) {
       const Vec input = u.get(t), g = Vec::load(dy + t * W);
       (D * input).store(y[d] + t * W);
       (D * g).store(du[d] + t * W);
-      dD = fma(input, g, dD);
+      dD.add_product(t, input, g);
     }
-    plan.fold(sums.dD[d] + block * plan.sum_width(), dD);
+    plan.fold(sums.dD[d] + block * plan.sum_width(), dD.total());
     if (plan.direct) return direct(d, block, u, sums);
     for (int64_t n = 0; n < args.modes; n += kBackwardModes) {
       const int64_t left = args.modes - n, count = left < kBackwardModes ? left : kBackwardModes;

@@ -275,19 +275,19 @@ struct BackwardTask {
         ddelta_sink(plan, args.grad[ddelta_of].ddelta, ddelta_rows[ddelta_of], unit, block, share_delta, d, ddelta + at,
                     slope + at);
     const Vec D = Vec::load(plan.D[d] + block * W);
-    Vec dD(Scalar(0)), dbias(Scalar(0));
+    LongSum dD, dbias;
     for (int64_t t = 0; t < L; ++t) {
       const int64_t i = at + t * W;
       const Vec input = u.get(t), along_B = Vec::load(d_delta_u + i), g = Vec::load(dy + i);
       const Vec x = fma(Vec::load(d_delta_A + i), Vec(Scalar(kLn2)), along_B * input) * Vec::load(slope + i);
       ddelta_sink.set(t, x);
       du_sink.set(t, fma(along_B, Vec::load(delta + i), D * g));
-      dbias = dbias + x;
-      dD = fma(input, g, dD);
+      dbias.add(t, x);
+      dD.add_product(t, input, g);
     }
     du_sink.store(), ddelta_sink.store();
-    plan.fold(sums.dD[d] + block * plan.sum_width(), dD);
-    plan.fold(sums.dbias[d] + block * plan.sum_width(), dbias);
+    plan.fold(sums.dD[d] + block * plan.sum_width(), dD.total());
+    plan.fold(sums.dbias[d] + block * plan.sum_width(), dbias.total());
     if (args.concatenate) put_dz(d, y[d] + at, nullptr, block, at);
   }
 

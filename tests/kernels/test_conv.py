@@ -197,3 +197,24 @@ def test_truth_of_the_outputs(backend):
     for name, anticausal, suffix in (("y", False, ""), ("y_b", True, "_b")):
         value = truth.conv(inputs["x"], inputs["weight" + suffix], inputs["bias" + suffix], anticausal, True)
         assert usage(value, expected[name], torch.float64).max() <= 1
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("layout", ["lanes", "channels", "length"])
+def test_what_is_not_finite_touches_what_it_must(layout, poison, compiled_backend):
+    """Outside the sequence there is nothing, and not zeros that would make NaN of an infinite weight or gradient."""
+    if compiled_backend != "cpu":
+        pytest.skip("the other backends are compared where they run")
+    shape, width = (2, 17, 6), 4
+    inputs = tensors(shape, width, torch.float32, layout, True, True, "cpu")
+    inputs["weight"][3, 0] = poison
+    inputs["weight_b"][5, 1] = poison
+    generator = torch.Generator().manual_seed(0)
+    dys = tuple(torch.randn(shape, generator=generator) for _ in range(2))
+    dys[0][1, 2, 1] = dys[1][0, 4, 4] = poison
+    found, expected = (run_conv(dict(inputs), dys, None, backend) for backend in ("cpu", "reference"))
+    for name, value in expected.items():
+        assert torch.equal(found[name].isnan(), value.isnan()), name
+        assert torch.equal(found[name].isinf(), value.isinf()), name
+    dx = found["x"]  # the first tap of channel 3 meets x at times 0 to 2 alone
+    assert not dx[1, 3, :3].isfinite().any() and dx[0, 3, 3:].isfinite().all()
