@@ -206,9 +206,7 @@ class Run:
                 checkpoint.save(self.checkpoints, state, config.keep)
             self.accelerator.wait_for_everyone()
         if self._is_time_for_samples():
-            network = self._averaged_network()
-            if self.is_main:
-                self.write_samples(network)
+            self._make_samples()
 
     def check_left_out(self) -> None:
         """Each loading process counts its own files alone: ValueError where all of them have left out too many."""
@@ -220,10 +218,13 @@ class Run:
         """The sheet of the step the run goes on from, if it was killed before that was there. All processes call this
         together."""
         if self.step and self._is_time_for_samples() and not self._sheet().exists():
-            network = self._averaged_network()
-            if self.is_main:
-                self.write_samples(network)
+            self._make_samples()
         self.accelerator.wait_for_everyone()
+
+    def _make_samples(self) -> None:
+        network = self._averaged_network()
+        if self.is_main:
+            self.write_samples(network)
 
     def _is_time_for_samples(self) -> bool:
         every = self.config.sample_every

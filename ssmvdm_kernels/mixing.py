@@ -92,7 +92,8 @@ class _LeanMix(torch.autograd.Function):
                 y, _ = _backend(xz).scan(inputs.scan, _way(directions), SUM, True, False)
                 return None, weight_gradient(dout, y).to(out_weight.dtype), dout_bias, *(None for _ in needs_own)
             dy = product(dout, out_weight.to(dout.dtype).t())
-            needs = _scan_needs(inputs.scan, wanted, needs_xz) | (NEEDS_Y if needs_out_weight else 0)
+            needs = _needs(inputs.scan, _OF_SCAN, wanted, None if needs_xz else "z")
+            needs |= NEEDS_Y if needs_out_weight else 0
             gradients, y = _scan_gradients(dy, inputs.scan, _way(directions), needs)
             dout_weight = weight_gradient(dout, y).to(out_weight.dtype) if needs_out_weight else None
             del dy, y, dout
@@ -145,21 +146,20 @@ def _inputs(xz: Tensor, directions: Sequence[Direction]) -> _Inputs:
     return _Inputs(conv, dt_low, validation.prepare_scan("MambaMixer", scan))
 
 
-def _scan_needs(scan: ScanTensors, wanted: Sequence[Direction], needs_xz: bool) -> int:
-    """Bits of the scan's gradients: all but those of parameters that are frozen, and of z where xz needs none."""
-    left_out = set() if needs_xz else {"z"}
+# The parameters of a direction by the names of the operators' arguments.
+_OF_SCAN = {"A": "A_log", "D": "D", "delta_bias": "dt_bias"}
+_OF_CONV = {"weight": "conv_weight", "bias": "conv_bias"}
+
+
+def _needs(
+    tensors: ScanTensors | ConvTensors, parameters: dict[str, str], wanted: Sequence[Direction], of_xz: str | None
+) -> int:
+    """Bits of an operator's gradients: all but those of frozen parameters and of `of_xz`, a part of xz."""
+    left_out = {of_xz}
     for own, suffix in zip(wanted, ("", "_b"), strict=False):
-        is_wanted = {"A": own.A_log, "D": own.D, "delta_bias": own.dt_bias}
-        left_out |= {name + suffix for name in is_wanted if not is_wanted[name]}
-    return _bits(scan, left_out)
-
-
-def _bits(tensors: ScanTensors | ConvTensors, left_out: set[str]) -> int:
-    return sum(
-        1 << index
-        for index, (name, tensor) in enumerate(zip(tensors._fields, tensors, strict=True))
-        if tensor is not None and name not in left_out
-    )
+        left_out |= {name + suffix for name, field in parameters.items() if not getattr(own, field)}
+    given = enumerate(zip(tensors._fields, tensors, strict=True))
+    return sum(1 << index for index, (name, tensor) in given if tensor is not None and name not in left_out)
 
 
 def _scan_gradients(dy: Tensor, scan: ScanTensors, way: int, needs: int) -> tuple[ScanTensors, Tensor]:
@@ -198,22 +198,14 @@ def _input_gradients(
         )
     dus += [dus[0].new_empty((0,))] * (2 - len(dus))
     dx, dfilters = None, [None] * 4
-    if conv_needs := _conv_needs(conv, wanted, needs_xz):
+    if conv_needs := _needs(conv, _OF_CONV, wanted, None if needs_xz else "x"):
         dx, *dfilters = _backend(conv.x).operators.conv1d_backward(*dus, *conv, way, True, conv_needs)
     dparameters: list[Tensor | None] = []
     for index, (own, needs) in enumerate(zip(directions, wanted, strict=True)):
         dfilter, dprojection = dfilters[2 * index : 2 * index + 2], dprojections[index]
         of_own = zip((*dfilter, *dprojection), own, needs, strict=True)
-        dparameters += [d.to(p.dtype) if is_wanted and d is not None else None for d, p, is_wanted in of_own]
+        dparameters += [d.to(p.dtype) if is_wanted else None for d, p, is_wanted in of_own]
     return torch.cat((dx, gradients.z), dim=1) if needs_xz else None, dparameters
-
-
-def _conv_needs(conv: ConvTensors, wanted: Sequence[Direction], needs_xz: bool) -> int:
-    left_out = set() if needs_xz else {"x"}
-    for own, suffix in zip(wanted, ("", "_b"), strict=False):
-        is_wanted = {"weight": own.conv_weight, "bias": own.conv_bias}
-        left_out |= {name + suffix for name in is_wanted if not is_wanted[name]}
-    return _bits(conv, left_out)
 
 
 def wide(parameter: Tensor) -> Tensor:

@@ -60,17 +60,18 @@ class MambaMixer(nn.Module):
             )
         weight = self.in_proj.weight
         check_like_parameters(name, "x", x, weight)
+        return self.finish(project(x, weight, self.in_proj.bias))
+
+    def finish(self, xz: Tensor) -> Tensor:
+        """All that follows W_in, for a caller that has multiplied with `in_proj` himself: xz = W_in x, (batch,
+        2 inner, length, *lanes) -> (batch, channels, length, *lanes)."""
+        name = type(self).__name__
         for place, module in self.named_modules():
             if hasattr(module, "base_layer"):  # as PEFT's wrappers of a layer have it
                 raise TypeError(
                     f"{name}: {place} must be a plain layer, for its weight is read and what an adapter adds would be "
                     f"left out, but is a {type(module).__name__}."
                 )
-        return self.finish(project(x, weight, self.in_proj.bias))
-
-    def finish(self, xz: Tensor) -> Tensor:
-        """All that follows W_in, for a caller that has multiplied with `in_proj` himself: xz = W_in x, (batch,
-        2 inner, length, *lanes) -> (batch, channels, length, *lanes)."""
         directions = [own.tensors() for own in (self.causal, self.anticausal) if own is not None]
         arguments = (xz, directions, self.out_proj.weight, self.out_proj.bias)
         if self.memory == "fast" or not torch.is_grad_enabled() or mixing.is_transformed():

@@ -45,9 +45,13 @@ def _verdicts(result: dict) -> str:
         for conclusion in result["conclusions"]
     ]
     parts.append(answers("What does it cost?", result["costs_in_words"]))
-    if warning := busy_warning(result["environment"]):
-        parts.append(f"<p class=bad>{html.escape(warning)}</p>")
-    return "".join(parts)
+    return "".join([*parts, warning(result)])
+
+
+def warning(result: dict) -> str:
+    """That the machine had other work, if it had."""
+    words = busy_warning(result["environment"])
+    return f"<p class=bad>{html.escape(words)}</p>" if words else ""
 
 
 def answers(question: str, sentences: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from benchmarks.report.page import environment_table, legend, table_section, the
 from benchmarks.report.plots import THEMES
 from benchmarks.report.tables import Table, markdown
 from benchmarks.shapes import MIB, layer_named
-from ssmvdm.reproduce.page import answers
+from ssmvdm.reproduce.page import answers, warning
 from ssmvdm.reproduce.plots import EQUAL_MEMORY_PANELS, panel_svgs
 from ssmvdm.reproduce.tables import answers_markdown, chosen_sizes, labels_of, spread
 
@@ -50,19 +50,18 @@ def in_words(result: dict) -> str:
 def widths_markdown(result: dict) -> str:
     parts = [f"# {TITLE}\n\n{one_line(result['environment'])}\n\n{in_words(result)}\n"]
     parts += [answers_markdown(told["question"], told["sentences"]) for told in result["conclusions"]]
-    if warning := busy_warning(result["environment"]):
-        parts.append(f"{warning}\n")
+    if words := busy_warning(result["environment"]):
+        parts.append(f"{words}\n")
     return "\n".join([*parts, markdown(widths_table(result))])
 
 
 def widths_page(result: dict) -> str:
     svgs = {theme.name: panel_svgs(result, theme, EQUAL_MEMORY_PANELS) for theme in THEMES}
     layers = [layer_named(name) for name in result["study"]["contenders"]]
-    warning = busy_warning(result["environment"])
     sections = [
         f"<p>{html.escape(in_words(result))}</p>",
         *(answers(told["question"], told["sentences"]) for told in result["conclusions"]),
-        f"<p class=bad>{html.escape(warning)}</p>" if warning else "",
+        warning(result),
         themed_figure(svgs, "Held-out loss and Frechet distance of every layer against the memory it keeps"),
         legend((layer, layer.label, True) for layer in layers),
         "<p>A mark for every width, the mean over the seeds; bands reach from the least to the largest.</p>",

@@ -201,10 +201,10 @@ def test_truth_of_the_outputs(backend):
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 @pytest.mark.parametrize("layout", ["lanes", "channels", "length"])
-def test_what_is_not_finite_touches_what_it_must(layout, poison, compiled_backend):
+def test_what_is_not_finite_touches_what_it_must(layout, poison):
     """Outside the sequence there is nothing, and not zeros that would make NaN of an infinite weight or gradient."""
-    if compiled_backend != "cpu":
-        pytest.skip("the other backends are compared where they run")
+    if "cpu" not in ssmvdm_kernels.available_backends():
+        pytest.skip("the cpu extension is not built")
     shape, width = (2, 17, 6), 4
     inputs = tensors(shape, width, torch.float32, layout, True, True, "cpu")
     inputs["weight"][3, 0] = poison

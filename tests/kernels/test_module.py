@@ -152,6 +152,8 @@ def test_an_adapter_around_a_projection_is_refused_and_not_left_out():
     layer.out_proj = Adapter(layer.out_proj)
     with pytest.raises(TypeError, match=r"BidirectionalMamba: out_proj must be a plain layer, .* but is a Adapter"):
         layer(torch.randn(1, 4, 3))
+    with pytest.raises(TypeError, match="out_proj must be a plain layer"):
+        layer.finish(torch.randn(1, 16, 3))
 
 
 @pytest.mark.parametrize("memory", ["lean", "fast"])
