@@ -24,6 +24,7 @@ PEAKS = 3
 
 def alone(request: dict) -> dict:
     """{mode: {"status", "detail", "peak_bytes", "call_seconds"}, "parameters"}; of training "saved_bytes" too."""
+    meter_of(request["device"]).be_exact()
     _keep_within_free_memory(request["device"])
     shape, candidate = Shape(**request["shape"]), candidate_named(request["layer"])
     least = Case(candidate, Buffers(Shape(shape.level, 1 << (shape.level - 1), 2), request["device"]))

@@ -11,6 +11,12 @@ from benchmarks.measure import process_memory
 class Meter(Protocol):
     """Bytes in use, the most since a mark, and a limit on what comes."""
 
+    def be_exact(self) -> None:
+        """From here on what is freed does not count as used. To be called before anything large is allocated."""
+
+    def be_fast(self) -> None:
+        """From here on what is freed is reused as usual, which timings need."""
+
     def release(self) -> None:
         """Give back what is kept for reuse, so that it is not taken for used."""
 
@@ -31,6 +37,8 @@ class Meter(Protocol):
 class CpuMeter:
     """Resident memory of the process."""
 
+    be_exact = staticmethod(process_memory.return_freed_memory)
+    be_fast = staticmethod(process_memory.reuse_freed_memory)
     release = staticmethod(process_memory.release_free_memory)
     limit_further = staticmethod(process_memory.limit_further_bytes)
     reset_peak = staticmethod(process_memory.reset_peak)
@@ -45,6 +53,12 @@ class CpuMeter:
 
 class CudaMeter:
     """Tensors of torch's caching allocator on the current GPU; the limit is on what the allocator holds."""
+
+    def be_exact(self) -> None:
+        """Tensors are all that is counted."""
+
+    def be_fast(self) -> None:
+        """The allocator always is."""
 
     def release(self) -> None:
         gc.collect()

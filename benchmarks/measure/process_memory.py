@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's mallopt parameters
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # glibc's mallopt parameters
 _NEVER, _GROWTH_BYTES = 2**31 - 1, 2**28
+_EXACT_BYTES, _USUAL_BYTES = 2**16, 2**25  # blocks from here on are the system's: a few pages; what glibc ends up with
 AFFORDABLE_SHARE = 0.9
 
 
@@ -40,6 +41,21 @@ def release_free_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Have the allocator give back at once what is freed, so that resident memory is memory in use. By itself it keeps
+    blocks of up to 32 MiB, and with them several times what a small network needs. To be called before anything large
+    is allocated, and not for timings: new pages take time."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _EXACT_BYTES)
+
+
+def reuse_freed_memory() -> None:
+    """After `return_freed_memory`: keep and reuse as much as the allocator does by itself."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _USUAL_BYTES)
+        ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, 2 * _USUAL_BYTES)
 
 
 def keep_freed_memory() -> bool:

@@ -320,10 +320,11 @@ def method(result: dict) -> str:
 
 _METHOD = (
     "Every time and every peak comes from a fresh process: imports and a warm-up of another network, then the base "
-    "line of memory in use, then the network and a gated step that warms up, then the timed steps: of training on "
-    "clips of the maze walk, Adam, l2 loss; of sampling by one level of DDPM from noise. Peak memory is the "
-    "high-water mark of resident memory (on a GPU, of torch's allocator) in a step above the base line: weights and "
-    "activations, and in training gradients and Adam's moments. Times are warm. The gate: a finite loss, finite "
+    "line of memory in use, then the network, a gated step, a step whose memory is measured, one that warms up, and "
+    "the timed ones: of training on clips of the maze walk, Adam, l2 loss; of sampling by one level of DDPM from noise."
+    " Peak memory is the high-water mark of resident memory (on a GPU, of torch's allocator) above the base line: "
+    "weights and activations, and in training gradients and Adam's moments. Freed memory goes back at once in that "
+    "step and does not count; in the timed steps the C library keeps it for reuse. The gate: a finite loss, finite "
     "gradients that reach every parameter, and, for every temporal layer of the network on its own activations, an "
     "output (and in training a gradient) that agrees with an independent float64 computation: at most twice the error"
     " of the same mathematics run eagerly in float32, plus 32 units of rounding. SDPA is torch's "

@@ -97,7 +97,7 @@ class _Parts:
     def within(self, limit: int, layer: Layer, frames: int) -> dict:
         """The answer of a training step with so many bytes. Some libraries crash where an allocation fails: what ends
         in an error and runs with all the memory that there is has run out of it."""
-        request = self.request("training", layer, frames, repeats=1)
+        request = self.request("training", layer, frames, repeats=0)
         answer = self.journal.answer(request | {"memory_limit_bytes": limit}, call_child)
         if answer["status"] == "error" and self.journal.answer(request, call_child)["status"] == "ok":
             return {"status": "out of memory", "detail": f"{answer['detail']}; runs with more memory"}

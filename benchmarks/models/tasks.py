@@ -84,11 +84,12 @@ class DenoisingStep:
 def training(request: dict) -> dict:
     """Step time and peak memory of a training step, behind the gate: a failed gate leaves no numbers."""
     layer, network, device = layer_named(request["layer"]), Network(**request["network"]), request["device"]
+    meter = meter_of(device)
+    meter.be_exact()
     warm_up = TrainingStep(WARM_UP, layer, 2, device)
     warm_up.run(*warm_up.batch(0))
     del warm_up
-    meter = limited_meter(request)
-    baseline = meter.in_use()
+    baseline = start_measuring(meter, request)
 
     step = TrainingStep(network, layer, request["frames"], device)
     first = step.batch(0)
@@ -107,11 +108,12 @@ def training(request: dict) -> dict:
 def sampling(request: dict) -> dict:
     """Time and peak memory of a denoising step as the samplers take it, behind the gate."""
     layer, network, device = layer_named(request["layer"]), Network(**request["network"]), request["device"]
+    meter = meter_of(device)
+    meter.be_exact()
     warm_up = DenoisingStep(WARM_UP, layer, 2, device)
     warm_up.run(warm_up.noise(0))
     del warm_up
-    meter = limited_meter(request)
-    baseline = meter.in_use()
+    baseline = start_measuring(meter, request)
 
     step = DenoisingStep(network, layer, request["frames"], device)
     with CaptureTemporal(step.model) as capture:
@@ -124,36 +126,38 @@ def sampling(request: dict) -> dict:
     return gated(checks, step.model, measured)
 
 
-def limited_meter(request: dict) -> Meter:
-    """What measures the memory once the warm-up is over; the limit holds from here on."""
-    meter = meter_of(request["device"])
+def start_measuring(meter: Meter, request: dict) -> int:
+    """The base line: bytes in use once the warm-up is over. The limit holds from here on."""
     meter.release()
     if request["memory_limit_bytes"]:
         meter.limit_further(request["memory_limit_bytes"])
-    return meter
+    return meter.in_use()
 
 
 def measured_steps(
     prepare: Callable[[int], Callable[[], object]], request: dict, meter: Meter, baseline: int
 ) -> tuple[dict, Any]:
-    """(time and peak memory of so many steps, what the last one returned). prepare(index) makes a step, untimed."""
-    seconds, peaks, began, last = [], [], time.perf_counter(), None
-    for index in range(1, request["repeats"] + 1):
-        step = prepare(index)
+    """(peak memory of one step, then time of so many, what the last one returned). prepare(index) makes a step,
+    neither timed nor measured. Of several timed steps the first is a warm-up: it fills the memory that they reuse."""
+    step = prepare(1)
+    meter.release()
+    is_reset = meter.reset_peak()
+    last = step()
+    meter.finish()
+    measured = {"peak_bytes": [meter.peak() - baseline], "peak_is_per_step": is_reset, "baseline_bytes": baseline}
+    meter.be_fast()
+    seconds: list[float] = []
+    repeats, began = request["repeats"], time.perf_counter()
+    while repeats and len(seconds) <= repeats and time.perf_counter() - began <= request["seconds"]:
+        step = prepare(len(seconds) + 2)
         last = None
         gc.collect()
         meter.finish()
-        is_reset = meter.reset_peak()
         start = time.perf_counter()
         last = step()
         meter.finish()
         seconds.append(time.perf_counter() - start)
-        peaks.append(meter.peak() - baseline)
-        if time.perf_counter() - began > request["seconds"]:
-            break
-    return {
-        "step_seconds": seconds, "peak_bytes": peaks, "peak_is_per_step": is_reset, "baseline_bytes": baseline,
-    }, last  # fmt: skip
+    return measured | {"step_seconds": seconds[1:] or seconds}, last
 
 
 def gated(checks: list[Check], model: torch.nn.Module, measured: dict) -> dict:
