@@ -10,9 +10,11 @@ import torch
 from benchmarks.kernels import scan_tasks
 from benchmarks.kernels.scan_peak import scan_peak
 from benchmarks.layers import tasks as layer_tasks
-from benchmarks.measure import environment, gpu_device, process_memory, rates
+from benchmarks.measure import gpu_device, rates
 from benchmarks.measure.failures import failure
 from benchmarks.models import tasks
+from ssmvdm import process_memory
+from ssmvdm.report import environment
 
 TASKS = {
     "training": tasks.training,

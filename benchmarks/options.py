@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measure.environment import device_name, device_slug
 from benchmarks.report.files import RESULTS
 from ssmvdm.errors import InputError
+from ssmvdm.report.environment import device_name, device_slug
 
 DEVICES = ("cpu", "cuda")
 

@@ -4,12 +4,14 @@ import importlib
 import time
 from pathlib import Path
 
-from benchmarks.measure.environment import busy_warning, stamp
 from benchmarks.measure.journal import Journal
 from benchmarks.options import RunOptions
-from benchmarks.report import compare, terminal
-from benchmarks.report.files import all_tables, prepare_folder, write_all
+from benchmarks.report import compare
+from benchmarks.report.files import all_tables, write_all
 from benchmarks.report.kinds import kind_named
+from ssmvdm.report import terminal
+from ssmvdm.report.environment import busy_warning, stamp
+from ssmvdm.report.files import prepare_folder
 
 # The module with measure(options, advance, journal) -> result. advance(what comes, work done, work in all) reports
 # progress; every request to a process goes through the journal.

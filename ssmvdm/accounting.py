@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure.saved import count_parameters, saved_bytes
-from benchmarks.shapes import GIB
 from ssmvdm.operation_counts import formulas
+from ssmvdm.process_memory import GIB
+from ssmvdm.saved import count_parameters, saved_bytes
 from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 

@@ -26,8 +26,6 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ga
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.measure.process_memory import resident_bytes
-from benchmarks.shapes import GIB
 from ssmvdm import checkpoint, sharding
 from ssmvdm.blocks import PreNormResidual, ResBlock
 from ssmvdm.checkpoint import State
@@ -38,6 +36,7 @@ from ssmvdm.ema import averaged
 from ssmvdm.errors import sizes_from_outside
 from ssmvdm.examples import Example, Examples, Numbers, batches, open_condition
 from ssmvdm.lock import only_one
+from ssmvdm.process_memory import GIB, resident_bytes
 from ssmvdm.run_log import RunLog, read_log
 from ssmvdm.sampling import sample_videos
 from ssmvdm.training_config import TrainingConfig

@@ -11,15 +11,15 @@ from benchmarks.kernels.shapes import MODES, Shape
 from benchmarks.report.files import spread
 from benchmarks.report.kinds import OK, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
-from benchmarks.report.plots import Theme, curves
-from benchmarks.report.tables import Table, pivot
+from ssmvdm.report.plots import Theme, curves
+from ssmvdm.report.tables import Table, pivot
 
 SWEEPS = {"length": "lengths", "channels": "channels", "sequences": "sequences"}  # the size -> what is swept over
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A candidate as it is drawn, see `benchmarks.report.plots.Curve`."""
+    """A candidate as it is drawn, see `ssmvdm.report.plots.Curve`."""
 
     name: str
     label: str
@@ -27,7 +27,7 @@ class Curve:
     marker: str
 
 
-MARKS = {  # color and marker: Okabe and Ito's palette, as `benchmarks.shapes` has it for layers
+MARKS = {  # color and marker: Okabe and Ito's palette, as `ssmvdm.compared` has it for layers
     "ours": (("#007A5A", "#2BD4A4"), "o"),
     "triton": (("#4C9A2A", "#A5D66F"), "h"),  # ours too
     "mamba-ssm": (("#000000", "#FFFFFF"), "X"),

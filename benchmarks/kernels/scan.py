@@ -12,8 +12,7 @@ from benchmarks.kernels.scan_options import BACKENDS, BASE_LAYOUT, NOT_BEGUN, Sc
 from benchmarks.kernels.shapes import MODES, NamedShape, Shape, shape_named
 from benchmarks.measure.children import call_child, environment_of
 from benchmarks.measure.journal import Journal
-from benchmarks.measure.process_memory import affordable_bytes
-from benchmarks.shapes import GIB
+from ssmvdm.process_memory import GIB, affordable_bytes
 
 SHAPE_TIMEOUT = 240.0  # seconds
 S4D_FORMS = ("s4d-fft", "s4d-scan")

@@ -18,10 +18,11 @@ from benchmarks.kernels import rivals
 from benchmarks.kernels.scan_case import gate_ours, gate_rival, gradients, like_output, our_tensors, run_ours
 from benchmarks.kernels.scan_options import NOT_BEGUN, our_row
 from benchmarks.kernels.shapes import MODES, Shape
-from benchmarks.measure import process_memory, timing
+from benchmarks.measure import timing
 from benchmarks.measure.failures import failure
 from benchmarks.measure.meter import meter_of
-from benchmarks.shapes import GIB
+from ssmvdm import process_memory
+from ssmvdm.process_memory import GIB
 
 CPU_RIVAL_BYTES = 6 * GIB
 GPU_MEMORY_SHARE = 0.6  # of the free memory for one rival

@@ -1,12 +1,12 @@
 """The layers that are compared, by name, and the shapes they are compared at. Importing this imports no torch.
 
-A name is that of a layer in `benchmarks.shapes`, which is ours; one with ":fast" behind it is ours with memory "fast",
+A name is that of a layer in `ssmvdm.compared`, which is ours; one with ":fast" behind it is ours with memory "fast",
 one with ":published" the same layer as the authors' code computes it. Two more are rivals of attention.
 """
 
 from dataclasses import dataclass
 
-from benchmarks.shapes import LAYERS, Layer, Network, all_layer_names, layer_named
+from ssmvdm.compared import LAYERS, Layer, Network, all_layer_names, layer_named
 
 PAPER = Network.paper()
 BASE = "bi-s6"  # what times are compared with

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from benchmarks.layers.candidates import Candidate, Shape
 from benchmarks.measure import eager
 from benchmarks.measure.gate import Gate, layer_check
-from benchmarks.shapes import PAPER_TEMPORAL
 from ssmvdm import TemporalConfig
+from ssmvdm.compared import PAPER_TEMPORAL
 from ssmvdm.temporal import build_temporal_layer
 from ssmvdm.temporal.attention import TemporalAttention, frame_heads
 

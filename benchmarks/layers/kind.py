@@ -8,9 +8,9 @@ from benchmarks.layers.candidates import WIDTHS, Candidate, candidate_named
 from benchmarks.report.files import spread
 from benchmarks.report.kinds import OK, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
-from benchmarks.report.plots import curves
-from benchmarks.report.tables import Table
-from benchmarks.shapes import MIB
+from ssmvdm.process_memory import MIB
+from ssmvdm.report.plots import curves
+from ssmvdm.report.tables import Table
 
 KEYS = ("place", "frames", "layer", "mode")
 STEP = {"inference": "inference", "training": "a training step"}

@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.layers.candidates import BASE, MODES, Shape, candidate_named
 from benchmarks.layers.case import Buffers, Case, gate, truths
-from benchmarks.measure import process_memory, timing
+from benchmarks.measure import timing
 from benchmarks.measure.failures import failure
 from benchmarks.measure.meter import Meter, meter_of
-from benchmarks.measure.saved import count_parameters, saved_bytes
+from ssmvdm import process_memory
+from ssmvdm.saved import count_parameters, saved_bytes
 
 PEAKS = 3
 

@@ -1,1 +1,1 @@
-"""How a number is taken: in a process of its own or in turns, behind a correctness gate, with where it was taken."""
+"""How a number is taken: in a process of its own or in turns, behind a correctness gate."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import eager
-from benchmarks.measure.saved import unreached_parameters
+from ssmvdm.saved import unreached_parameters
 
 CROP = 2  # pixels in height and width of the activation a layer is checked on
 EAGER_FACTOR = 2.0

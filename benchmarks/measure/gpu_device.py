@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.measure import environment
+from ssmvdm.report import environment
 
 CLOCK_FIELDS = {
     "clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "power.draw": "power_w", "temperature.gpu": "temperature_c",

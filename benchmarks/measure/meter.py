@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from benchmarks.measure import process_memory
+from ssmvdm import process_memory
 
 
 class Meter(Protocol):

@@ -9,9 +9,10 @@ from statistics import median
 from benchmarks.report.files import spread
 from benchmarks.report.kinds import OK, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
-from benchmarks.report.plots import authors_marks, curves
-from benchmarks.report.tables import Table
-from benchmarks.shapes import GIB, MIB, PUBLISHED, Published, layer_named
+from ssmvdm.compared import PUBLISHED, Published, layer_named
+from ssmvdm.process_memory import GIB, MIB
+from ssmvdm.report.plots import authors_marks, curves
+from ssmvdm.report.tables import Table
 
 OURS = "bi-s6"
 REFERENCE = ("attention-einsum", 112)  # layer and width whose memory other layers' widths are compared by

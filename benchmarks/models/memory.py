@@ -12,10 +12,10 @@ from statistics import median
 
 from benchmarks.measure.children import call_child, environment_of
 from benchmarks.measure.journal import Journal
-from benchmarks.measure.process_memory import resident_bytes
 from benchmarks.models.options import MemoryOptions
 from benchmarks.models.search import crossing, largest
-from benchmarks.shapes import GIB, Layer, Network, all_layer_names, layer_named
+from ssmvdm.compared import Layer, Network, all_layer_names, layer_named
+from ssmvdm.process_memory import GIB, resident_bytes
 
 SECONDS_PER_CONFIGURATION = 8.0  # after which no further repeat begins
 COMPARED_FRAMES = 32  # or what is nearest to it, for the comparison of memory modes

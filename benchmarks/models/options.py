@@ -3,10 +3,10 @@
 import os
 from dataclasses import dataclass, field
 
-from benchmarks.measure.process_memory import affordable_bytes
 from benchmarks.options import RunOptions, check_device, check_distinct, check_positive
-from benchmarks.shapes import FRAMES, GIB, LAYER_NAMES, Network, layer_named
+from ssmvdm.compared import FRAMES, LAYER_NAMES, Network, layer_named
 from ssmvdm.errors import InputError
+from ssmvdm.process_memory import GIB, affordable_bytes
 
 LONG_FRAMES = (512, 1024)
 QUICK_LAYERS = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s6")

@@ -19,14 +19,14 @@ import torch._dynamo  # what an optimizer imports when it is made: here, before 
 from benchmarks.measure import timing
 from benchmarks.measure.gate import CaptureTemporal, Check, Gate, inference_checks, layer_checks, training_checks
 from benchmarks.measure.meter import Meter, meter_of
-from benchmarks.measure.saved import count_parameters, network_saved_bytes, saved_bytes
 from benchmarks.models.search import crossing, largest
-from benchmarks.shapes import Layer, Network, layer_named
 from ssmvdm import GaussianDiffusion
+from ssmvdm.compared import Layer, Network, layer_named
 from ssmvdm.data import maze
 from ssmvdm.diffusion import to_model_range
 from ssmvdm.samplers import ddpm, noise_like
 from ssmvdm.sampling import denoiser, sample_generator
+from ssmvdm.saved import count_parameters, network_saved_bytes, saved_bytes
 
 WARM_UP = Network(base_channels=8, size=8)
 GRADIENT_FLOOR = 1e-4  # gradients of the bench network are compared on this scale at least

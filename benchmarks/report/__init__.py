@@ -1,1 +1,1 @@
-"""How results are shown: files, tables in the terminal, figures, and pieces of the HTML pages."""
+"""Results of benchmarks: files, figures, the page, comparison with earlier ones, numbers in the README."""

@@ -11,12 +11,12 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.measure.environment import one_line
 from benchmarks.report.kinds import OK, Kind, Measure, about, kind_named
-from benchmarks.report.tables import Table
-from benchmarks.shapes import GIB, MIB
 from ssmvdm.errors import InputError
 from ssmvdm.json_file import read_object
+from ssmvdm.process_memory import GIB, MIB
+from ssmvdm.report.environment import one_line
+from ssmvdm.report.tables import Table
 
 RESAMPLES = 2000
 BAND = 0.95

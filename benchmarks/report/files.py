@@ -1,41 +1,18 @@
-"""Where results go, and how they get there: all files of a run, or none."""
+"""The files of a benchmark's results, named after its kind."""
 
 import csv
-import json
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
-from ssmvdm.errors import InputError
+from ssmvdm.report.files import all_or_none, in_json
 
 if TYPE_CHECKING:  # the command line needs the folder alone, and neither matplotlib nor numpy
     from benchmarks.report.kinds import Kind
-    from benchmarks.report.tables import Table
+    from ssmvdm.report.tables import Table
 
 RESULTS = Path("benchmarks/results")  # under the working directory
-
-
-def prepare_folder(folder: Path) -> Path:
-    """Create the folder for results and make sure that files can be written there; InputError if not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise InputError(f"cannot write results to {folder}: {error.strerror or error}") from error
-
-
-@contextmanager
-def all_or_none(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` for new files: they are renamed to their places when the block is done, so that one that
-    breaks leaves the earlier files whole."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
-        yield Path(name)
-        for path in sorted(Path(name).iterdir()):
-            path.replace(folder / path.name)
 
 
 def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, stem: str) -> Path:
@@ -57,19 +34,10 @@ def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, st
     return folder / f"{stem}.html"
 
 
-def in_json(result: dict) -> str:
-    """A line per row of a section and per other entry, so that a difference of two results can be read."""
-    entries = []
-    for name, value in result.items():
-        rows = ",\n".join(f"  {json.dumps(row)}" for row in value) if isinstance(value, list) else ""
-        entries.append(f" {json.dumps(name)}: " + (f"[\n{rows}\n ]" if rows else json.dumps(value)))
-    return "{\n" + ",\n".join(entries) + "\n}\n"
-
-
 def in_markdown(kind: "Kind", result: dict, change: "Table | None") -> str:
     """Title, where it was measured, every table, what has no number, and how it was measured."""
-    from benchmarks.measure.environment import busy_warning, one_line
-    from benchmarks.report.tables import markdown
+    from ssmvdm.report.environment import busy_warning, one_line
+    from ssmvdm.report.tables import markdown
 
     stamp = ". ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])]))
     tables = [*all_tables(kind, result), *([change] if change else [])]

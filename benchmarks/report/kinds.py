@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report.tables import Table
+from ssmvdm.report.tables import Table
 
 OK = "ok"
 _MODULES = {"scan": "benchmarks.kernels.kind", "layers": "benchmarks.layers.kind", "memory": "benchmarks.models.kind"}

@@ -12,8 +12,8 @@ matplotlib.use("Agg", force=False)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.measure.environment import one_line
-from benchmarks.report.plots import STYLE, THEMES, Mark, Theme
+from ssmvdm.report.environment import one_line
+from ssmvdm.report.plots import STYLE, THEMES, Mark, Theme
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 from benchmarks.kernels.shapes import MODES
-from benchmarks.measure.environment import busy_warning, machine
-from benchmarks.shapes import LAYER_NAMES, MIB, layer_named
+from ssmvdm.compared import LAYER_NAMES, layer_named
+from ssmvdm.process_memory import MIB
+from ssmvdm.report.environment import busy_warning, machine
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCK = re.compile(r"<!-- numbers: (?P<name>[a-z]+) -->\n.*?<!-- end of numbers -->", re.DOTALL)

@@ -2,13 +2,13 @@
 
 import html
 
-from benchmarks.measure.environment import busy_warning, one_line
 from benchmarks.report.files import all_tables
 from benchmarks.report.kinds import Kind, about, kind_named
-from benchmarks.report.page import environment_table, legend, table_section, themed_figure, whole_page
 from benchmarks.report.pictures import Picture, panel_svgs
-from benchmarks.report.plots import THEMES
-from benchmarks.report.tables import Table
+from ssmvdm.report.environment import busy_warning, one_line
+from ssmvdm.report.page import environment_table, legend, table_section, themed_figure, whole_page
+from ssmvdm.report.plots import THEMES
+from ssmvdm.report.tables import Table
 
 TITLE = "Temporal layers of video diffusion, measured"
 

@@ -75,7 +75,7 @@ def run_report(options: ReportOptions) -> None:
     need(bench=("matplotlib", "rich"))
     from benchmarks import runner
     from benchmarks.report import compare
-    from benchmarks.report.files import prepare_folder
+    from ssmvdm.report.files import prepare_folder
 
     results = [compare.load(path) for path in options.results]
     names = [result["kind"] for result in results]

@@ -63,10 +63,10 @@ def run(options: DataOptions) -> None:
 
     import numpy as np
 
-    from benchmarks.measure.process_memory import available_bytes
     from ssmvdm.data import export
     from ssmvdm.data.checks import check_clip_arguments
     from ssmvdm.data.source import DataConfig, open_source
+    from ssmvdm.process_memory import available_bytes
 
     kind, path = options.out.suffix.lower(), options.out
     if kind not in (".gif", ".npy"):

@@ -21,7 +21,7 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> None:
     need(train=("accelerate", "PIL"), eval=("matplotlib",))
-    from benchmarks.report.files import prepare_folder
+    from ssmvdm.report.files import prepare_folder
     from ssmvdm.reproduce.demo import demo
     from ssmvdm.training_config import PRESETS
 

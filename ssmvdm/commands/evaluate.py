@@ -80,11 +80,11 @@ def run(options: EvaluateOptions) -> None:
     need(eval=("matplotlib",))
     import torch
 
-    from benchmarks.measure.environment import describe
-    from benchmarks.report.files import prepare_folder
     from ssmvdm.data.source import PROCEDURAL, DataConfig, open_source
     from ssmvdm.evaluation import report
     from ssmvdm.evaluation.sets import LEAST, Samples
+    from ssmvdm.report.environment import describe
+    from ssmvdm.report.files import prepare_folder
 
     device = device_named(options.device)
     samples = Samples.open(options.samples)

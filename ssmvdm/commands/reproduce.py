@@ -50,8 +50,8 @@ def run(options: ReproduceOptions) -> None:
     if options.scale == "gpu" and not torch.cuda.is_available():
         raise InputError("--scale gpu: expected a CUDA device, torch finds none here")
     need(train=("accelerate", "PIL"), bench=("matplotlib", "rich"))
-    from benchmarks.report.files import prepare_folder
-    from benchmarks.report.terminal import progress_bar
+    from ssmvdm.report.files import prepare_folder
+    from ssmvdm.report.terminal import progress_bar
     from ssmvdm.reproduce.run import reproduce
     from ssmvdm.reproduce.study import ablation, different, study_named
     from ssmvdm.reproduce.widths import reproduce_widths

@@ -10,10 +10,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.measure.environment import one_line
-from benchmarks.report.files import all_or_none
-from benchmarks.report.plots import STYLE, THEMES, Theme
-from benchmarks.shapes import layer_named
+from ssmvdm.compared import layer_named
+from ssmvdm.report.environment import one_line
+from ssmvdm.report.files import all_or_none
+from ssmvdm.report.plots import STYLE, THEMES, Theme
 
 STEM, CURVE = "evaluation", "consistency"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure.environment import describe, one_line
-from benchmarks.report.page import environment_table, themed_figure, whole_page
-from benchmarks.report.plots import THEMES
 from ssmvdm.checkpoint import load_model
 from ssmvdm.data.export import write_gif
 from ssmvdm.data.source import open_source
+from ssmvdm.report.environment import describe, one_line
+from ssmvdm.report.page import environment_table, themed_figure, whole_page
+from ssmvdm.report.plots import THEMES
 from ssmvdm.reproduce.held_out import BANDS, band_losses, held_out_videos
 from ssmvdm.reproduce.jobs import device_of_study, loss_curve
 from ssmvdm.reproduce.page import SHOWN_PIXELS, moving

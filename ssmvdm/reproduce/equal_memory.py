@@ -6,7 +6,7 @@ compares temporal layers.
 
 import numpy as np
 
-from benchmarks.shapes import MIB
+from ssmvdm.process_memory import MIB
 from ssmvdm.reproduce.study import REFERENCE
 from ssmvdm.reproduce.verdicts import paired_difference, quantities, sentence
 

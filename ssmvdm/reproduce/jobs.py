@@ -17,9 +17,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks.measure.saved import count_parameters, saved_bytes
-from benchmarks.shapes import Layer, layer_named
 from ssmvdm.checkpoint import load_model
+from ssmvdm.compared import Layer, layer_named
 from ssmvdm.data.export import replacing, write_npy
 from ssmvdm.data.source import open_source
 from ssmvdm.diffusion import GaussianDiffusion
@@ -27,6 +26,7 @@ from ssmvdm.reproduce.held_out import band_losses, held_out_videos
 from ssmvdm.reproduce.study import Study
 from ssmvdm.run_log import read_log
 from ssmvdm.sampling import sample_videos
+from ssmvdm.saved import count_parameters, saved_bytes
 from ssmvdm.training import train
 from ssmvdm.unet3d import UNet3D
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure.environment import busy_warning, one_line
-from benchmarks.report.page import environment_table, legend, table_section, themed_figure, whole_page
-from benchmarks.report.plots import THEMES
-from benchmarks.shapes import layer_named
+from ssmvdm.compared import layer_named
 from ssmvdm.data.export import write_gif
 from ssmvdm.data.source import DataConfig, open_source
+from ssmvdm.report.environment import busy_warning, one_line
+from ssmvdm.report.page import environment_table, legend, table_section, themed_figure, whole_page
+from ssmvdm.report.plots import THEMES
 from ssmvdm.reproduce.held_out import held_out_videos
 from ssmvdm.reproduce.plots import PANELS, panel_svgs
 from ssmvdm.reproduce.tables import TITLE, in_words, labels_of, tables_of

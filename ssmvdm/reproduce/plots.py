@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.report.plots import STYLE, Theme
-from benchmarks.shapes import MIB, Layer, layer_named
+from ssmvdm.compared import Layer, layer_named
+from ssmvdm.process_memory import MIB
+from ssmvdm.report.plots import STYLE, Theme
 from ssmvdm.reproduce.study import REFERENCE
 
 Panel = Callable[[Axes, dict, Theme], None]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure.environment import describe
-from benchmarks.report.files import in_json
 from ssmvdm.data.export import replacing
 from ssmvdm.data.source import ClipSource, open_source
 from ssmvdm.evaluation.frechet import frechet_distance
 from ssmvdm.evaluation.offline_features import OfflineFeatures
+from ssmvdm.report.environment import describe
+from ssmvdm.report.files import in_json
 from ssmvdm.reproduce.held_out import held_out_videos
 from ssmvdm.reproduce.jobs import device_of_study, jobs_of, kept, run_all
 from ssmvdm.reproduce.page import page

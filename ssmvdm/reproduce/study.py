@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure.saved import count_parameters
-from benchmarks.shapes import Layer, Network, layer_named
+from ssmvdm.compared import Layer, Network, layer_named
 from ssmvdm.config import UNet3DConfig
 from ssmvdm.data.source import DataConfig
+from ssmvdm.saved import count_parameters
 from ssmvdm.training_config import DiffusionConfig, TrainingConfig
 from ssmvdm.unet3d import UNet3D
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from statistics import mean, stdev
 
-from benchmarks.measure.environment import busy_warning, one_line
-from benchmarks.report.tables import Table, markdown
-from benchmarks.shapes import MIB, layer_named
+from ssmvdm.compared import layer_named
+from ssmvdm.process_memory import MIB
+from ssmvdm.report.environment import busy_warning, one_line
+from ssmvdm.report.tables import Table, markdown
 from ssmvdm.reproduce.held_out import BANDS
 
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure.environment import describe
-from benchmarks.report.files import in_json
+from ssmvdm.report.environment import describe
+from ssmvdm.report.files import in_json
 from ssmvdm.reproduce.equal_memory import comparisons, rows_of
 from ssmvdm.reproduce.jobs import jobs_of
 from ssmvdm.reproduce.run import STEM, reproduce, write

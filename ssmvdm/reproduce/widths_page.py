@@ -2,11 +2,12 @@
 
 import html
 
-from benchmarks.measure.environment import busy_warning, one_line
-from benchmarks.report.page import environment_table, legend, table_section, themed_figure, whole_page
-from benchmarks.report.plots import THEMES
-from benchmarks.report.tables import Table, markdown
-from benchmarks.shapes import MIB, layer_named
+from ssmvdm.compared import layer_named
+from ssmvdm.process_memory import MIB
+from ssmvdm.report.environment import busy_warning, one_line
+from ssmvdm.report.page import environment_table, legend, table_section, themed_figure, whole_page
+from ssmvdm.report.plots import THEMES
+from ssmvdm.report.tables import Table, markdown
 from ssmvdm.reproduce.page import answers, warning
 from ssmvdm.reproduce.plots import EQUAL_MEMORY_PANELS, panel_svgs
 from ssmvdm.reproduce.tables import answers_markdown, chosen_sizes, labels_of, spread

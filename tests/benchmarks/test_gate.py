@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.measure import eager
 from benchmarks.measure.gate import CaptureTemporal, Check, Gate, layer_checks, training_checks
-from benchmarks.shapes import LAYER_NAMES, Network, all_layer_names, layer_named
 from ssmvdm import GaussianDiffusion
+from ssmvdm.compared import LAYER_NAMES, Network, all_layer_names, layer_named
 from ssmvdm.temporal.mixers import StateSpaceLayer
 from ssmvdm_kernels import selective_scan
 

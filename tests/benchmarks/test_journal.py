@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from benchmarks.measure.environment import stamp
 from benchmarks.measure.journal import Journal
 from ssmvdm.errors import InputError
+from ssmvdm.report.environment import stamp
 
 STAMP = {"device": "this one", "threads": 2}
 

@@ -18,10 +18,10 @@ from benchmarks.layers.case import Buffers, Case, gate, truths, two_pixels
 from benchmarks.measure import timing
 from benchmarks.measure.children import call_child
 from benchmarks.measure.meter import meter_of
-from benchmarks.measure.process_memory import available_bytes
-from benchmarks.report import page
-from benchmarks.report.plots import THEMES
 from ssmvdm import cli, convert
+from ssmvdm.process_memory import available_bytes
+from ssmvdm.report import page
+from ssmvdm.report.plots import THEMES
 from tests.model import paper
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")

@@ -17,15 +17,16 @@ from benchmarks.kernels.scan_options import ScanOptions
 from benchmarks.layers.options import LayerOptions
 from benchmarks.measure import children
 from benchmarks.measure.children import call_child
-from benchmarks.measure.environment import device_name, device_slug
 from benchmarks.measure.journal import Journal
 from benchmarks.models import memory, tasks
 from benchmarks.models.kind import KIND, MEASURES, SECTIONS
 from benchmarks.models.options import MemoryOptions
 from benchmarks.report.files import RESULTS, write_all
-from benchmarks.shapes import GIB, Network
 from ssmvdm import cli
+from ssmvdm.compared import Network
 from ssmvdm.errors import InputError
+from ssmvdm.process_memory import GIB
+from ssmvdm.report.environment import device_name, device_slug
 from ssmvdm.temporal.linear_attention import TemporalLinearAttention
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from benchmarks.measure.saved import network_saved_bytes
 from benchmarks.models import tasks
 from benchmarks.models.search import crossing, largest
-from benchmarks.shapes import Network, layer_named
+from ssmvdm.compared import Network, layer_named
+from ssmvdm.saved import network_saved_bytes
 
 
 @pytest.mark.parametrize("resolution", [1, 16])

@@ -78,7 +78,7 @@ def test_on_a_gpu_it_is_the_allocators(monkeypatch):
 def test_freed_memory_is_kept_and_reused():
     code = """if True:
         import torch
-        from benchmarks.measure import process_memory
+        from ssmvdm import process_memory
         assert process_memory.keep_freed_memory()
         before = process_memory.resident_bytes()
         torch.ones(2**26)  # 256 MiB, freed at once

@@ -16,9 +16,9 @@ from benchmarks.options import RunOptions
 from benchmarks.report import compare
 from benchmarks.report.files import spread, write_all
 from benchmarks.report.kinds import about, kind_named
-from benchmarks.report.tables import Table, markdown
 from ssmvdm import cli
 from ssmvdm.errors import InputError
+from ssmvdm.report.tables import Table, markdown
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("rich", reason="rich is not installed")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.report.page import MARKS
-from benchmarks.shapes import LAYER_NAMES, LAYERS, PUBLISHED, all_layer_names, layer_named
 from ssmvdm import TemporalConfig
+from ssmvdm.compared import LAYER_NAMES, LAYERS, PUBLISHED, all_layer_names, layer_named
+from ssmvdm.report.page import MARKS
 from ssmvdm.temporal import available_temporal_layers
 
 

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck
 
-from benchmarks.measure.saved import network_saved_bytes, saved_bytes
-from benchmarks.shapes import GIB, LAYERS, Network, layer_named
 from ssmvdm import TemporalConfig, UNet3D, UNet3DConfig, lean
 from ssmvdm.blocks import ChannelNorm, PreNormResidual, ResBlock, SpatialAttention, SpatialLinearAttention
+from ssmvdm.compared import LAYERS, Network, layer_named
 from ssmvdm.lean import pieces
+from ssmvdm.process_memory import GIB
+from ssmvdm.saved import network_saved_bytes, saved_bytes
 from ssmvdm.temporal import build_temporal_layer
 
 EPS = 1e-5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.shapes import layer_named
+from ssmvdm.compared import layer_named
 from ssmvdm.diffusion import GaussianDiffusion, to_model_range
 from ssmvdm.reproduce.held_out import BANDS, band_losses
 from ssmvdm.reproduce.study import PARAMETER_KNOB, REFERENCE, SCALES, ablation, parameters_of, study_named

@@ -1,6 +1,6 @@
 """The smallest study that goes through everything."""
 
-from benchmarks.shapes import Network
+from ssmvdm.compared import Network
 from ssmvdm.reproduce.study import Study
 
 TOY = Study(

@@ -8,7 +8,7 @@ from typing import Protocol
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.shapes import Published, layer_named
+from ssmvdm.compared import Published, layer_named
 
 STYLE = {
     "font.family": "sans-serif",

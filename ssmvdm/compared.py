@@ -1,8 +1,7 @@
-"""What is measured: the temporal layers that are compared, frame counts and the two networks."""
+"""What is compared, in benchmarks and in the small reproduction: temporal layers, frame counts and networks."""
 
 from dataclasses import asdict, dataclass, replace
 
-MIB, GIB = 2**20, 2**30
 FRAMES = (16, 32, 64, 128, 256)
 PAPER_SIZE = 32  # pixels
 PAPER_NETWORK = {"base_channels": 112, "channel_mults": (1, 2, 4, 8)}

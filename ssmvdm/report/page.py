@@ -4,8 +4,8 @@ import html
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.report.tables import Table
-from benchmarks.shapes import GIB
+from ssmvdm.process_memory import GIB
+from ssmvdm.report.tables import Table
 
 WITHOUT_NUMBER = ("out of memory", "timeout", "gate failed", "error", "not applicable")
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.measure.saved import network_saved_bytes, saved_bytes
-from benchmarks.shapes import GIB, LAYERS, PUBLISHED, Network, layer_named
 from ssmvdm import GaussianDiffusion
+from ssmvdm.compared import LAYERS, PUBLISHED, Network, layer_named
+from ssmvdm.process_memory import GIB
+from ssmvdm.saved import network_saved_bytes, saved_bytes
 
 
 def test_a_product_saves_both_factors_once():

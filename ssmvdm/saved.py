@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.shapes import Layer, Network
+from ssmvdm.compared import Layer, Network
 
 
 class _Held:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.measure import environment
+from ssmvdm.report import environment
 
 
 @pytest.mark.parametrize(

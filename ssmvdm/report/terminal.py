@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from benchmarks.report.tables import Table
+from ssmvdm.report.tables import Table
 
 
 @contextmanager

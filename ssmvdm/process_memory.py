@@ -8,6 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
+MIB, GIB = 2**20, 2**30
 _STATUS = Path("/proc/self/status")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # glibc's mallopt parameters
 _NEVER, _GROWTH_BYTES = 2**31 - 1, 2**28
