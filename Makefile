@@ -30,8 +30,8 @@ NATIVE_SOURCES := $(shell find csrc -type f)
 .NOTPARALLEL:
 
 help:
-	@echo "make bench   the scan, temporal layers, networks, under six minutes on two cores -> benchmarks/results/"
-	@echo "make bench-full   the same at length, under 40 minutes"
+	@echo "make bench   the scan, temporal layers, networks, under six minutes on two cores -> benchmarks/results/<device>/quick/"
+	@echo "make bench-full   the same at length, under 40 minutes -> benchmarks/results/<device>/"
 	@echo "make bench-micro   single calls, with pytest-benchmark"
 	@echo "make demo    train a small network on maze walks, sample, show: under five minutes on two cores -> demo/"
 	@echo "make test    the test suite"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report.files import RESULTS
 from ssmvdm.errors import InputError
 from ssmvdm.report.environment import device_name, device_slug
 
+RESULTS = Path("benchmarks/results")  # under the working directory
 DEVICES = ("cpu", "cuda")
 
 
@@ -19,7 +19,8 @@ class RunOptions:
     """cpu or cuda."""
 
     out: Path | None = None
-    """Folder for the results. Default: benchmarks/results/<device>. Earlier results there are replaced."""
+    """Folder for the results, where earlier ones are replaced. Default: benchmarks/results/<device> for all --full; for
+    anything less a folder inside it, quick or named after the benchmark, which leaves the full results as they are."""
 
     resume: bool = False
     """Go on with a run into the same folder that was stopped."""
@@ -30,8 +31,9 @@ class RunOptions:
     open: bool = False
     """Show the report in the browser when done."""
 
-    def folder(self) -> Path:
-        return self.out or device_folder(self.device)
+    def folder(self, name: str = "") -> Path:
+        """name: of the default's folder inside that of the device."""
+        return self.out or device_folder(self.device) / name
 
 
 def device_folder(device: str) -> Path:

@@ -2,16 +2,20 @@
 
 import importlib
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.measure.journal import Journal
 from benchmarks.options import RunOptions
 from benchmarks.report import compare
-from benchmarks.report.files import all_tables, write_all
-from benchmarks.report.kinds import kind_named
+from benchmarks.report.files import write_all
+from benchmarks.report.kinds import all_tables, kind_named
+from ssmvdm.errors import InputError
+from ssmvdm.lock import only_one
 from ssmvdm.report import terminal
 from ssmvdm.report.environment import busy_warning, stamp
 from ssmvdm.report.files import prepare_folder
+from ssmvdm.report.tables import Table
 
 # The module with measure(options, advance, journal) -> result. advance(what comes, work done, work in all) reports
 # progress; every request to a process goes through the journal.
@@ -22,13 +26,28 @@ MEASURING = {
 }
 
 
-def run(parts: dict[str, RunOptions], how: RunOptions, stem: str) -> Path:
-    """Measure the parts, by the names of their kinds, with their own options; where results go and what is done with
-    them is said by `how`, and <stem> names journal and page. Returns the path of the page."""
+def run(parts: dict[str, RunOptions], how: RunOptions, stem: str, folder: Path) -> Path:
+    """Measure the parts, by the names of their kinds, with their own options, into the folder; <stem> names journal and
+    page, `how` says whether to go on with a stopped run and what to compare with. Returns the path of the page."""
     old = compare.earlier(how.compare, list(parts)) if how.compare else {}
     importlib.import_module("benchmarks.report.pictures")  # what it lacks is missed before anything is measured
-    folder = prepare_folder(how.folder())
-    journal = Journal(folder / f"{stem}.journal", stamp(), how.resume)
+    prepare_folder(folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_one(folder))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        journal = Journal(folder / f"{stem}.journal", stamp(), how.resume)
+        results = measured(parts, journal)
+        changes = compare.changes(results, old)
+        page = write_all(results, changes, folder, stem)
+        journal.discard()
+    show_tables(results, changes)
+    return page
+
+
+def measured(parts: dict[str, RunOptions], journal: Journal) -> list[dict]:
+    """A result for each part."""
     results = []
     try:
         with terminal.progress_bar() as advance:
@@ -40,18 +59,11 @@ def run(parts: dict[str, RunOptions], how: RunOptions, stem: str) -> Path:
                 results.append(result)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted: the same command with --resume goes on") from None
-    page = present(results, old, folder, stem)
-    journal.discard()
-    return page
+    return results
 
 
-def present(results: list[dict], old: dict[str, dict], folder: Path, stem: str) -> Path:
-    """Write the files, print the tables; the page's path. old: earlier results to compare with, by kind."""
-    changes = {
-        result["kind"]: compare.comparison(kind_named(result["kind"]), old[result["kind"]], result)
-        for result in results if result["kind"] in old
-    }  # fmt: skip
-    page = write_all(results, changes, folder, stem)
+def show_tables(results: list[dict], changes: dict[str, Table]) -> None:
+    """On standard output, with the comparisons by kind."""
     console = terminal.stdout_console()
     for result in results:
         kind = kind_named(result["kind"])
@@ -59,4 +71,3 @@ def present(results: list[dict], old: dict[str, dict], folder: Path, stem: str) 
             terminal.show(console, table)
         if warning := busy_warning(result["environment"]):
             console.print(f"[red]{warning}[/]", soft_wrap=True)
-    return page

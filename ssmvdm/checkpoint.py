@@ -9,6 +9,7 @@ no path that it names is followed, and what does not belong to the network it de
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from ssmvdm.digests import file_digest
-from ssmvdm.errors import sizes_from_outside
+from ssmvdm.errors import named_when_full, sizes_from_outside
 from ssmvdm.training_config import TrainingConfig
 from ssmvdm.unet3d import UNet3D
 
@@ -134,7 +135,7 @@ def _manifest(step, files) -> bytes:
 
 def _write(path: Path, content: bytes) -> dict:
     """The file on the disk, not only in its cache; returns its entry of the manifest, computed from `content`."""
-    with open(path, "xb", buffering=0) as file:
+    with named_when_full(path), open(path, "xb", buffering=0) as file:
         view = memoryview(content)
         while view:
             view = view[file.write(view) :]
@@ -276,9 +277,10 @@ def load_model(path: Path, weights: Literal["ema", "online"] = "ema") -> tuple[U
 
 
 def _candidates(path: Path) -> list[Path]:
-    if STEP.fullmatch(path.name) or os.path.lexists(path / MANIFEST):
+    if os.path.lexists(path / MANIFEST):
         return [path]
-    return step_folders(path / "checkpoints") or step_folders(path)
+    found = step_folders(path / "checkpoints") or step_folders(path)
+    return [path] if STEP.fullmatch(path.name) and not found else found
 
 
 def _load_weights(path: Path, name: str) -> tuple[UNet3D, TrainingConfig]:
@@ -300,8 +302,9 @@ def _facts(path: Path) -> tuple[TrainingConfig, dict]:
             raise CheckpointError(f"{path / FACTS}: {name}: expected a whole number, got {facts[name]!r:.80}")
     scaler = facts["scaler"]
     is_right = isinstance(scaler, dict) and (not scaler or set(scaler) == SCALER)
-    if not is_right or not all(type(value) in (int, float) for value in scaler.values()):
-        raise CheckpointError(f"{path / FACTS}: scaler: expected {', '.join(sorted(SCALER))}, got {scaler!r:.80}")
+    if not is_right or not all(type(x) in (int, float) and 0 <= x < math.inf for x in scaler.values()):
+        wanted = f"finite numbers {', '.join(sorted(SCALER))}"
+        raise CheckpointError(f"{path / FACTS}: scaler: expected {wanted}, got {scaler!r:.80}")
     processes = facts.get("processes")
     if processes is not None and (type(processes) is not int or processes < 1):
         raise CheckpointError(f"{path / FACTS}: processes: expected a whole number, got {processes!r:.80}")

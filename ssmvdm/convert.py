@@ -135,7 +135,8 @@ def unet_from_paper(
     """The authors' Unet3D(**config) as our UNet3D, with their weights or, for None, fresh ones.
 
     config: their keyword arguments (dim, dim_mults, attn_heads, temporal_arch, ssm_version, ...).
-    state_dict: the denoising network's, with their names. None also works under torch.device("meta").
+    state_dict: the denoising network's, with their names. Under torch.device("meta") its names and shapes are checked
+        and its values, for which there is no place, are not kept.
     attention_backend, memory, s4d_form: of TemporalConfig; attention is computed as published unless asked otherwise.
 
     Networks without temporal attention carry a relative position table that nothing reads: it is accepted and dropped.
@@ -152,7 +153,8 @@ def unet_to_paper(model: UNet3D) -> dict[str, Tensor]:
     """The network's weights under the authors' names and in their shapes; the tensors share memory with the model's.
 
     What they store and we do not is added: rotary frequencies, and zeros for a position table that nothing reads.
-    Of a network that was compiled, the network.
+    Of a network that was compiled, the network. ValueError for one whose attention has other numbers of heads in space
+    than in time, as theirs cannot have.
     """
     return _to_paper(getattr(model, "_orig_mod", model))
 
@@ -187,6 +189,11 @@ def temporal_layer_from_paper(
 
 
 def _to_paper(model: nn.Module) -> dict[str, Tensor]:
+    if isinstance(model, UNet3D) and model.position_bias is not None:
+        in_space, in_time = model.config.spatial_heads, model.config.temporal.heads
+        if in_space not in (None, in_time):
+            heads = f"{in_space} and {in_time}"
+            raise ValueError(f"the authors' attention has as many heads in space as in time, not {heads}")
     return {**{name: value.reshape(shape) for name, shape, value in paper_parameters(model)}, **_theirs_only(model)}
 
 
@@ -315,7 +322,8 @@ def _theirs_only(model: nn.Module) -> dict[str, Tensor]:
             dim_head = layer.to_out.in_features // layer.heads
             extra[f"{prefix}rotary_emb.freqs"] = rotary_frequencies(rotary_dim(dim_head), layer.to_out.weight.device)
     if isinstance(model, UNet3D) and model.position_bias is None:
-        table = torch.zeros(32, model.config.temporal.heads, device=model.output_conv.weight.device)
+        heads = model.config.spatial_heads or model.config.temporal.heads
+        table = torch.zeros(32, heads, device=model.output_conv.weight.device)
         extra["time_rel_pos_bias.relative_attention_bias.weight"] = table
     return extra
 

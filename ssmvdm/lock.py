@@ -34,7 +34,7 @@ def _take(descriptor: int, folder: Path) -> None:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end:
-                raise ValueError(f"{folder}: another process trains there") from None
+                raise ValueError(f"{folder}: another process is at work there") from None
         except OSError:
             return None
         time.sleep(0.2)

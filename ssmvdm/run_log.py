@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ssmvdm.data.export import replacing
+from ssmvdm.errors import named_when_full
 
 PLOTTED = ("loss", "gradient_norm", "seconds", "memory_bytes")
 
@@ -26,15 +27,17 @@ class RunLog:
         self._writer = _tensorboard(folder / "tensorboard", step)
 
     def write(self, record: dict) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with named_when_full(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name in PLOTTED:
                 self._writer.add_scalar(name, record[name], record["step"])
 
     def sync(self) -> None:
         """What was written is on the disk."""
-        os.fsync(self._file.fileno())
+        with named_when_full(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -147,17 +147,21 @@ def interpolator(
 
 
 def denoiser(model: UNet3D, cond: Tensor | None = None, guidance: float = 1.0) -> Denoiser:
-    """The network as a function of (x, t) alone. A conditional network without `cond` sees its null embedding."""
-    if cond is not None:
-        return lambda x, t: model.guided(x, t, cond.to(x.device), guidance)
-    if model.config.cond_dim is None:
-        return model
+    """The network as a function of (x, t) alone. A conditional network without `cond` sees its null embedding.
 
-    def unconditional(x: Tensor, t: Tensor) -> Tensor:
+    A network of another type than x's computes in its own: a sampler's arithmetic between its calls stays x's.
+    """
+    dtype = next(model.parameters()).dtype
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        if cond is not None:
+            return model.guided(x, t, cond.to(x.device, dtype), guidance)
+        if model.config.cond_dim is None:
+            return model(x, t)
         nothing = x.new_zeros(x.shape[0], model.config.cond_dim)
         return model(x, t, nothing, cond_drop=torch.ones(x.shape[0], dtype=torch.bool, device=x.device))
 
-    return unconditional
+    return lambda x, t: predict(x.to(dtype), t).to(x.dtype)
 
 
 def finished(x: Tensor, indices: Sequence[int]) -> np.ndarray:

@@ -27,7 +27,8 @@ def s4d_scan(
         y_t = (2 Re sum_n weight_n h_{n,t} + D u_t) * silu(z_t)
 
     This is the causal convolution of u with k_l = 2 Re sum_n weight_n decay_n^l, without a transform and without
-    padding; kernels walk the recurrence or, over few time steps, convolve directly, whichever is less work.
+    padding; kernels walk the recurrence or, over few time steps, convolve directly, whichever is less work. A stable
+    state space has |decay| <= 1; where a larger one makes k_l overflow, results are infinite or NaN.
     `reverse=True` runs t = length-1 .. 0 on tensors in natural time order.
 
     Args:

@@ -7,9 +7,10 @@ from statistics import median
 
 from matplotlib.axes import Axes
 
+from benchmarks.kernels.floors import CPU_BACKWARD
 from benchmarks.kernels.shapes import MODES, Shape
 from benchmarks.report.files import spread
-from benchmarks.report.kinds import OK, Kind, Measure, cell
+from benchmarks.report.kinds import NOT_APPLICABLE, OK, PEAK_DRIFT, TIME_DRIFT, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
 from ssmvdm.report.plots import Theme, curves
 from ssmvdm.report.tables import Table, pivot
@@ -27,6 +28,7 @@ class Curve:
     marker: str
 
 
+NBSP = "\N{NO-BREAK SPACE}"
 MARKS = {  # color and marker: Okabe and Ito's palette, as `ssmvdm.compared` has it for layers
     "ours": (("#007A5A", "#2BD4A4"), "o"),
     "triton": (("#4C9A2A", "#A5D66F"), "h"),  # ours too
@@ -105,6 +107,7 @@ def _rivals(result: dict, mode: str) -> Table:
         return f"{row['ratio']:.3g}{star}" if "ratio" in row else "–"
 
     shapes, rows = _cells(result, mode, False, shown)
+    rows = [[label, *cells] for label, *cells in rows if set(cells) - {NOT_APPLICABLE, "–"}]
     caption = (
         f"Time over that of {result['settings']['base']}, measured in turns, median of the rounds. *: timed on fewer "
         "sequences than ours and extrapolated."
@@ -114,22 +117,26 @@ def _rivals(result: dict, mode: str) -> Table:
 
 def _ours(result: dict, mode: str) -> Table:
     shapes, rows = _cells(result, mode, True, lambda row: f"{_milliseconds(row)} {_shares(row)}")
-    of = "" if mode == "forward" else "; of the backward pass alone"
+    names = dict.fromkeys(name for row in result["times"] for name in row.get("shares_of_floor", {}))
+    of = "time" if mode == "forward" else "backward pass's time"
     caption = (
-        "ms: median (10th to 90th percentile); in brackets the shares of the time that the exponentials alone and that "
-        f"the memory traffic alone would take{of}."
+        f"ms: median (10th to 90th percentile); in brackets the shares of the {of} that floors would take by "
+        f"themselves: {', '.join(names) or 'none known'}. What memory would take is of traffic beyond the caches, and "
+        "may be more than all where they hold the tensors."
     )
+    if mode != "forward" and "exponentials" in names:
+        caption += f" A backward step counts as {CPU_BACKWARD:.1f} exponentials, by its operations."
     return Table(f"Ours, {mode}", caption, ["layout, type", *shapes], rows)
 
 
 def _milliseconds(row: dict) -> str:
     found = {key: 1e3 * value for key, value in spread(row["seconds"]).items()}
-    return f"{found['median']:.3g} ({found['p10']:.3g} to {found['p90']:.3g})"
+    return f"{found['median']:.3g} ({found['p10']:.3g}{NBSP}to{NBSP}{found['p90']:.3g})"
 
 
 def _shares(row: dict) -> str:
     shares = row.get("shares_of_floor", {})
-    return f"[{', '.join(f'{100 * share:.0f} %' for share in shares.values())}]" if shares else ""
+    return f"[{f',{NBSP}'.join(f'{100 * share:.0f}{NBSP}%' for share in shares.values())}]" if shares else ""
 
 
 def _swept(result: dict, size: str) -> list[tuple[int, str]]:
@@ -235,7 +242,7 @@ def _draw(result: dict, size: str, mode: str, axes: Axes, theme: Theme) -> None:
     """Median and the band from the 10th to the 90th percentile."""
     points = _swept(result, size)
     value_of = {name: value for value, name in points}
-    rows = [row for row in _rows_of(result, points) if (row["mode"], row["status"]) == (mode, OK)]
+    rows = [row for row in _rows_of(result, points) if row["mode"] == mode and row["status"] != NOT_APPLICABLE]
     drawn = [row | {"layer": _marked(result, row), size: value_of[row["shape"]]} for row in rows]
     curves(axes, theme, _curves(result, points), drawn, partial(_spread_of_nanoseconds, result), size, size, _short)
 
@@ -292,9 +299,11 @@ KIND = Kind(
     tables=tables,
     pictures=pictures,
     measures=(
-        Measure("times", ("shape", "name", "mode"), "time", lambda row: row["seconds"], "s", "lower"),
-        Measure("threads", ("shape", "mode", "threads"), "speed-up", lambda row: row["speedup"], "1", "higher"),
-        Measure("memory", ("shape", "name"), "peak memory", _memory_bytes, "bytes", "lower"),
+        Measure("times", ("shape", "name", "mode"), "time", lambda row: row["seconds"], "s", "lower", TIME_DRIFT),
+        Measure(
+            "threads", ("shape", "mode", "threads"), "speed-up", lambda row: row["speedup"], "1", "higher", TIME_DRIFT
+        ),
+        Measure("memory", ("shape", "name"), "peak memory", _memory_bytes, "bytes", "lower", PEAK_DRIFT),
     ),
     method=method,
 )

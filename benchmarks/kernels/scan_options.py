@@ -123,7 +123,11 @@ class ScanOptions(RunOptions):
         ):  # fmt: skip
             if not values:
                 raise InputError(f"{option}: expected at least one, got none")
-            check_distinct(option, values)
+        for option, chosen in (
+            ("--dtypes", self.storage_types()), ("--layouts", self.layouts), ("--shapes", self.shapes),
+            ("--rivals", self.compared()), ("--threads", self.threads),
+        ):  # fmt: skip
+            check_distinct(option, chosen)
         for name in self.shapes:
             try:
                 shape_named(name, self.states)

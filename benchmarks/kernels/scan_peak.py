@@ -10,7 +10,7 @@ from benchmarks.measure.meter import meter_of
 
 
 def scan_peak(request: dict) -> dict:
-    """{"tensors": peak above the inputs in units of one (batch, channels, length) tensor, "peak_bytes"}.
+    """{"tensors": peak above the inputs in units of the output, (batch, channels, length), "peak_bytes"}.
 
     Output, its gradient and the gradients of all inputs are part of it; the inputs themselves are not. "candidate" is
     "ours", with its "backend", or the name of a rival.
@@ -34,4 +34,4 @@ def scan_peak(request: dict) -> dict:
     torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
     meter.finish()
     peak = meter.peak() - before
-    return {"tensors": peak / (shape.elements() * dtype.itemsize), "peak_bytes": peak}
+    return {"tensors": peak / (shape.elements() * y.element_size()), "peak_bytes": peak}

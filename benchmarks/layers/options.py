@@ -44,8 +44,8 @@ class LayerOptions(RunOptions):
     CPU, 200 on a GPU."""
 
     budget_seconds: float = 5.0
-    """Time that these calls may take together; fewer are made then, at least three. A layer of which three calls take
-    longer is not timed, and the results say so."""
+    """Time that these calls may take together; fewer are made then. A layer of which three calls take longer is not
+    timed, and the results say so."""
 
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads, pinned for every measurement."""

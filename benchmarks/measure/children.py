@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -67,6 +68,7 @@ def _context() -> BaseContext:
 
 
 def _answer(request: dict, sender: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it without a word; the parent says them
     os.dup2(2, 1)  # whatever a library prints must not mix with the parent's output
     os.environ["SSMVDM_STRICT"] = "1"  # a measurement of the slow reference would be a lie
@@ -75,3 +77,11 @@ def _answer(request: dict, sender: Connection) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
         for answer in child.answers(request):
             sender.send(answer)
+
+
+def _end_with_parent() -> None:
+    """One that is killed cannot end its processes, and a run that goes on would be measured beside them."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssmvdm.data.export import replacing
-from ssmvdm.errors import InputError
+from ssmvdm.errors import InputError, named_when_full
 
 
 class Journal:
@@ -37,7 +37,7 @@ class Journal:
             start = time.monotonic()
             answer = measure(request)
             took = time.monotonic() - start
-            with self.path.open("ab") as stream:
+            with named_when_full(self.path), self.path.open("ab") as stream:
                 stream.write(_line({"request": request, "seconds": took, "answer": answer}))
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -7,7 +7,7 @@ from math import exp, log
 from statistics import median
 
 from benchmarks.report.files import spread
-from benchmarks.report.kinds import OK, Kind, Measure, cell
+from benchmarks.report.kinds import OK, PEAK_DRIFT, TIME_DRIFT, Kind, Measure, cell
 from benchmarks.report.pictures import Panel, Picture
 from ssmvdm.compared import PUBLISHED, Published, layer_named
 from ssmvdm.process_memory import GIB, MIB
@@ -344,16 +344,16 @@ MEASURES = (
         measure
         for section in ("training", "sampling")
         for measure in (
-            Measure(section, _STEP, "step_seconds", lambda row: row["step_seconds"], "s", "lower"),
-            Measure(section, _STEP, "peak_bytes", lambda row: row["peak_bytes"], "bytes", "lower"),
+            Measure(section, _STEP, "step_seconds", lambda row: row["step_seconds"], "s", "lower", TIME_DRIFT),
+            Measure(section, _STEP, "peak_bytes", lambda row: row["peak_bytes"], "bytes", "lower", PEAK_DRIFT),
         )
     ),
-    Measure("training", _STEP, "saved_bytes", _saved, "bytes", "lower"),
-    Measure("modes", _STEP, "lean_over_fast", _ratios, "1", "lower"),
-    Measure("limits", ("layer", "limit_bytes"), "most_frames", _most_frames, "frames", "higher"),
-    Measure("saved", _STEP, "saved_bytes", _saved, "bytes", "lower"),
-    Measure("predicted", ("layer", "memory_bytes"), "most_frames", _most_frames, "frames", "higher"),
-    Measure("widths", _PLACE, "training_bytes", lambda row: [row["training_bytes"]], "bytes", "lower"),
+    Measure("training", _STEP, "saved_bytes", _saved, "bytes", "lower", 0.0),
+    Measure("modes", _STEP, "lean_over_fast", _ratios, "1", "lower", TIME_DRIFT),
+    Measure("limits", ("layer", "limit_bytes"), "most_frames", _most_frames, "frames", "higher", PEAK_DRIFT),
+    Measure("saved", _STEP, "saved_bytes", _saved, "bytes", "lower", 0.0),
+    Measure("predicted", ("layer", "memory_bytes"), "most_frames", _most_frames, "frames", "higher", 0.0),
+    Measure("widths", _PLACE, "training_bytes", lambda row: [row["training_bytes"]], "bytes", "lower", 0.0),
 )
 SECTIONS = tuple(dict.fromkeys(measure.section for measure in MEASURES))
 KIND = Kind("memory", "Networks: memory and speed against frames", check, tables, pictures, MEASURES, method)

@@ -17,7 +17,7 @@ from benchmarks.models.search import crossing, largest
 from ssmvdm.compared import Layer, Network, all_layer_names, layer_named
 from ssmvdm.process_memory import GIB, resident_bytes
 
-SECONDS_PER_CONFIGURATION = 8.0  # after which no further repeat begins
+SECONDS_PER_CONFIGURATION = 5.0  # after which no further repeat begins
 COMPARED_FRAMES = 32  # or what is nearest to it, for the comparison of memory modes
 MEMORIES_BYTES = (24 * 10**9, 80 * 10**9, 141 * 10**9)  # of GPUs: how many frames would the paper's network have there?
 COUNTED = ("saved", "widths", "predicted")

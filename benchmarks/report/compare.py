@@ -1,9 +1,9 @@
 """A result beside an earlier one of its kind, row by row, with a verdict where the difference leaves the noise.
 
 The noise band of a ratio of two medians is where it falls when both runs' samples are drawn again, with replacement, as
-many as there are: the middle BAND of RESAMPLES such ratios. The verdict is "same" while the band contains 1. What is
-counted, not timed, has one sample and no band. The band knows of the noise within each run alone: a machine that has
-become slower as a whole shows as rows that are slower.
+many as there are: the middle BAND of RESAMPLES such ratios, widened by the quantity's drift, by which two runs of one
+program differ though nothing has changed. The verdict is "same" while the band contains 1. What is counted has one
+sample and no drift, so any difference is one.
 """
 
 from pathlib import Path
@@ -54,6 +54,12 @@ def earlier(path: Path, names: list[str]) -> dict[str, dict]:
     return found
 
 
+def changes(results: list[dict], old: dict[str, dict]) -> dict[str, Table]:
+    """The comparisons by kind; old: earlier results by kind."""
+    pairs = [(result["kind"], old[result["kind"]], result) for result in results if result["kind"] in old]
+    return {kind: comparison(kind_named(kind), before, now) for kind, before, now in pairs}
+
+
 def comparison(kind: Kind, old: dict, new: dict) -> Table:
     """One row for every row and quantity of either."""
     rows = [row for measure in kind.measures for row in _compared(measure, old, new)]
@@ -63,11 +69,29 @@ def comparison(kind: Kind, old: dict, new: dict) -> Table:
     caption = (
         f"Before: {one_line(old['environment'])}. Now: {one_line(new['environment'])}. "
         f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items())}. The noise band is where "
-        f"{100 * BAND:.0f} % of {RESAMPLES} ratios of medians fall when the samples of both runs are drawn again."
+        f"{100 * BAND:.0f} % of {RESAMPLES} ratios of medians fall when the samples of both runs are drawn again, and "
+        f"for what is measured wider by what two runs of one program differ by: {_drifts(kind)}."
     )
+    if told := _settings_that_differ(old["settings"], new["settings"]):
+        caption += f" The settings differ, which the verdicts do not know: {told}."
     if old["environment"]["device"] != new["environment"]["device"]:
         caption += " These are two devices: the verdicts compare machines, not only programs."
     return Table(f"{kind.title}: what has changed", caption, HEADER, rows)
+
+
+def _drifts(kind: Kind) -> str:
+    told = [f"{measure.field} {100 * measure.drift:.0f} %" for measure in kind.measures if measure.drift]
+    return ", ".join(dict.fromkeys(told))
+
+
+def _settings_that_differ(old: dict, new: dict) -> str:
+    """In words, values where they are short; not what is free on a machine, which never is the same."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "memory_limit_bytes"]
+    told = []
+    for name in names:
+        values = f"{old.get(name)} before, {new.get(name)} now"
+        told.append(f"{name} ({values})" if len(values) <= 80 else name)
+    return ", ".join(told)
 
 
 def by_keys(measure: Measure, result: dict) -> dict[tuple, tuple[str, list[float]]]:
@@ -97,6 +121,7 @@ def _compared(measure: Measure, old: dict, new: dict) -> list[list[str]]:
 def _judged(measure: Measure, before: list[float], now: list[float]) -> list[str]:
     """Ratio, noise band, verdict. Zero before and now is one; zero before alone is beyond any band."""
     ratio, (low, high) = ratio_and_band(before, now)
+    low, high = low / (1 + measure.drift), high * (1 + measure.drift)
     better, worse = VERDICTS.get(measure.unit, ("better", "worse"))
     if measure.better == "higher":
         better, worse = worse, better

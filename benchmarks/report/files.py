@@ -4,24 +4,19 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median, quantiles
-from typing import TYPE_CHECKING
 
+from benchmarks.report import pictures
+from benchmarks.report.kinds import Kind, all_tables, kind_named
+from benchmarks.report.result_page import result_page
+from ssmvdm.report.environment import busy_warning, one_line
 from ssmvdm.report.files import all_or_none, in_json
-
-if TYPE_CHECKING:  # the command line needs the folder alone, and neither matplotlib nor numpy
-    from benchmarks.report.kinds import Kind
-    from ssmvdm.report.tables import Table
-
-RESULTS = Path("benchmarks/results")  # under the working directory
+from ssmvdm.report.tables import Table, markdown
 
 
-def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, stem: str) -> Path:
+def write_all(results: list[dict], changes: dict[str, Table], folder: Path, stem: str) -> Path:
     """Of every result JSON, CSV, Markdown and its pictures, each named after its kind; of all together one page,
-    <stem>.html, whose path is returned. changes: comparisons with earlier results by kind."""
-    from benchmarks.report import pictures
-    from benchmarks.report.kinds import kind_named
-    from benchmarks.report.result_page import result_page
-
+    <stem>.html, whose path is returned. Pictures that the kinds no longer have are removed. changes: comparisons with
+    earlier results by kind."""
     with all_or_none(folder) as draft:
         for result in results:
             kind = kind_named(result["kind"])
@@ -31,29 +26,23 @@ def write_all(results: list[dict], changes: dict[str, "Table"], folder: Path, st
             for picture in kind.pictures(result):
                 pictures.save(picture, result["environment"], draft)
         (draft / f"{stem}.html").write_text(result_page(results, changes), encoding="utf-8")
+        written = {path.name for path in draft.iterdir()}
+    for result in results:
+        for path in (*folder.glob(f"{result['kind']}-*.svg"), *folder.glob(f"{result['kind']}-*.png")):
+            if path.name not in written:
+                path.unlink()
     return folder / f"{stem}.html"
 
 
-def in_markdown(kind: "Kind", result: dict, change: "Table | None") -> str:
+def in_markdown(kind: Kind, result: dict, change: Table | None) -> str:
     """Title, where it was measured, every table, what has no number, and how it was measured."""
-    from ssmvdm.report.environment import busy_warning, one_line
-    from ssmvdm.report.tables import markdown
-
     stamp = ". ".join(filter(None, [one_line(result["environment"]), busy_warning(result["environment"])]))
     tables = [*all_tables(kind, result), *([change] if change else [])]
     parts = [f"# {kind.title}\n", f"{stamp}\n", *map(markdown, tables), f"## Method\n\n{kind.method(result)}\n"]
     return "\n".join(parts)
 
 
-def all_tables(kind: "Kind", result: dict) -> "list[Table]":
-    """The kind's own, and the rows that have no number, if there are any."""
-    from benchmarks.report.kinds import without_numbers
-
-    missing = without_numbers(kind, result)
-    return [*kind.tables(result), *([missing] if missing else [])]
-
-
-def write_csv(kind: "Kind", result: dict, path: Path) -> None:
+def write_csv(kind: Kind, result: dict, path: Path) -> None:
     """A line per row and quantity: its keys, how many samples, their median, 10th and 90th percentile."""
     keys = list(dict.fromkeys(key for own in kind.sections().values() for key in own))
     numbers = ("quantity", "unit", "samples", "median", "p10", "p90")

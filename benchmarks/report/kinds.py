@@ -13,7 +13,8 @@ from typing import Any
 
 from ssmvdm.report.tables import Table
 
-OK = "ok"
+OK, NOT_APPLICABLE = "ok", "not applicable"
+TIME_DRIFT, PEAK_DRIFT = 0.1, 0.05  # of nine in ten rows of full runs on one idle machine, hours and days apart
 _MODULES = {"scan": "benchmarks.kernels.kind", "layers": "benchmarks.layers.kind", "memory": "benchmarks.models.kind"}
 
 
@@ -22,7 +23,8 @@ class Measure:
     """A quantity of the rows of a section that have the status "ok" and for which `samples` gives any.
 
     keys: the fields that tell rows apart; field: its name in CSV files and comparisons; samples: every value that was
-    measured, one where it is counted and exact; unit: "s", "bytes", "frames/s", "1"; better: "lower" or "higher".
+    measured, one where it is counted and exact; unit: "s", "bytes", "frames/s", "1"; better: "lower" or "higher";
+    drift: the share by which two runs of one program differ beyond the noise within each, zero for what is counted.
     """
 
     section: str
@@ -31,6 +33,7 @@ class Measure:
     samples: Callable[[dict], list[float]]
     unit: str
     better: str
+    drift: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ def cell(row: dict | None, shown: Callable[[dict], str]) -> str:
     if row is None:
         return "–"
     return shown(row) if row["status"] == OK else row["status"]
+
+
+def all_tables(kind: Kind, result: dict) -> list[Table]:
+    """The kind's own, and the rows that have no number, if there are any."""
+    missing = without_numbers(kind, result)
+    return [*kind.tables(result), *([missing] if missing else [])]
 
 
 def without_numbers(kind: Kind, result: dict) -> Table | None:

@@ -120,6 +120,8 @@ def lean(results: Results) -> str:
 
 def scan(results: Results) -> str:
     result = results("scan")
+    if SCAN not in result["settings"]["shapes"]:
+        raise ValueError(f"{results.name}/scan.json: expected results at the shape {SCAN!r}, as of bench all --full")
     sizes = result["settings"]["shapes"][SCAN]
     rows = {
         (row["name"], row["mode"]): row for row in result["times"] if row["shape"] == SCAN and row["status"] == "ok"
@@ -242,8 +244,11 @@ PASSAGES: dict[str, Callable[[Results], str]] = {
 def main(arguments: list[str]) -> None:
     """arguments: the folder of results, relative to the README; without, the one it shows."""
     text = README.read_text(encoding="utf-8")
-    results = Results(arguments[0] if arguments else folder_of(text))
-    README.write_text(rewritten(text, results), encoding="utf-8")
+    try:
+        new = rewritten(text, Results(arguments[0] if arguments else folder_of(text)))
+    except (OSError, ValueError) as error:
+        sys.exit(f"README.md stays as it is: {error}")
+    README.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

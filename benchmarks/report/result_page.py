@@ -2,8 +2,7 @@
 
 import html
 
-from benchmarks.report.files import all_tables
-from benchmarks.report.kinds import Kind, about, kind_named
+from benchmarks.report.kinds import Kind, about, all_tables, kind_named
 from benchmarks.report.pictures import Picture, panel_svgs
 from ssmvdm.report.environment import busy_warning, one_line
 from ssmvdm.report.page import environment_table, legend, table_section, themed_figure, whole_page
@@ -50,7 +49,8 @@ def _contents(kind: Kind, tables: list[Table]) -> str:
 
 def _picture(kind: Kind, index: int, picture: Picture) -> str:
     svgs = {theme.name: panel_svgs(picture, theme) for theme in THEMES}
-    return themed_figure(svgs, picture.label, f"{kind.name}{index}") + legend(picture.legend)
+    figure = themed_figure(svgs, picture.label, f"{kind.name}{index}") + legend(picture.legend)
+    return f"<h3>{html.escape(picture.label)}</h3>{figure}"
 
 
 def _gates(kind: Kind, result: dict) -> str:

@@ -47,34 +47,35 @@ def run_all(options: AllOptions) -> None:
     kinds = {"scan": ScanOptions, "layers": LayerOptions, "memory": MemoryOptions}
     extent = "full" if options.full else "quick"
     parts = {name: getattr(kind, extent)(options.device) for name, kind in kinds.items()}
-    _run(parts, options, "report")
+    _run(parts, options, "report", "" if options.full else "quick")
 
 
 def run_scan(options: ScanOptions) -> None:
-    _run({"scan": options}, options, "scan")
+    _run({"scan": options}, options, "scan", "scan")
 
 
 def run_layers(options: LayerOptions) -> None:
-    _run({"layers": options}, options, "layers")
+    _run({"layers": options}, options, "layers", "layers")
 
 
 def run_memory(options: MemoryOptions) -> None:
-    _run({"memory": options}, options, "memory")
+    _run({"memory": options}, options, "memory", "memory")
 
 
-def _run(parts: dict, how: RunOptions, stem: str) -> None:
+def _run(parts: dict, how: RunOptions, stem: str, folder_name: str) -> None:
     for options in parts.values():
         options.check()
     need(bench=("matplotlib", "rich"))
     from benchmarks import runner
 
-    show(runner.run(parts, how, stem), how.open)
+    show(runner.run(parts, how, stem, how.folder(folder_name)), how.open)
 
 
 def run_report(options: ReportOptions) -> None:
     need(bench=("matplotlib", "rich"))
     from benchmarks import runner
     from benchmarks.report import compare
+    from benchmarks.report.files import write_all
     from ssmvdm.report.files import prepare_folder
 
     results = [compare.load(path) for path in options.results]
@@ -83,4 +84,7 @@ def run_report(options: ReportOptions) -> None:
         raise InputError(f"bench report: expected results of different kinds, got {', '.join(names) or 'none'}")
     old = compare.earlier(options.compare, names) if options.compare else {}
     folder = prepare_folder(options.out or options.results[0].parent)
-    show(runner.present(results, old, folder, names[0] if len(names) == 1 else "report"), options.open)
+    changes = compare.changes(results, old)
+    page = write_all(results, changes, folder, names[0] if len(names) == 1 else "report")
+    runner.show_tables(results, changes)
+    show(page, options.open)

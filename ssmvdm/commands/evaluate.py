@@ -152,8 +152,9 @@ def _runs(options: EvaluateOptions, source: "ClipSource", samples: "Samples", co
 
     i3d, runs = _i3d(options, device), []
     for seed in range(options.seeds):
+        videos = real_videos(source, count, seed)  # refuses too many of them before features are learnt
         extractor = _offline(options, source, seed, device) if i3d is None else i3d
-        real = _shown(real_videos(source, count, seed), f"seed {seed}, real", count)
+        real = _shown(videos, f"seed {seed}, real", count)
         try:
             runs.append(evaluate(real, _shown(samples, f"seed {seed}, generated", len(samples)), extractor))
         finally:

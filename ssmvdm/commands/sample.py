@@ -15,6 +15,7 @@ from ssmvdm.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
     from ssmvdm.sample_folder import SampleFolder
@@ -85,6 +86,9 @@ class SampleOptions:
 
     device: str = "auto"
     """cpu, cuda, ... Default: a GPU where there is one."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 or fp16: mixed precision, as in training; the sampler's own arithmetic stays float32."""
 
     pictures: tuple[Literal["gif", "mp4", "strips", "slices"], ...] = ("gif", "strips", "slices")
     """gif, mp4: the first 16 side by side. strips: frames in a row. slices: one row of pixels over time, as .png."""
@@ -188,7 +192,22 @@ def _job(options: SampleOptions) -> Job:
         "dynamic_threshold": options.dynamic_threshold,
         "seed": options.seed,
     }
+    if options.precision != "fp32":
+        made_by["precision"] = options.precision
+        sample = _mixed(sample, options.precision, device)
     return Job(SampleFolder.open(options.out, made_by | special, str(options.run)), sample, data.frames)
+
+
+def _mixed(sample: Sample, precision: str, device: "torch.device") -> Sample:
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def mixed(*given):
+        with torch.autocast(device.type, dtype):
+            return sample(*given)
+
+    return mixed
 
 
 def _new(options: SampleOptions, model, diffusion, data) -> tuple[Sample, dict]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ssmvdm.errors import named_when_full
+
 HALF_WRITTEN = ".writing-"  # with which the names of folders begin whose files have no place yet
 PALETTE_SAMPLES = 1 << 18  # pixels the palette is chosen from
 
@@ -20,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     It has the same name in a hidden folder beside, so that what a killed process leaves is no file that a pattern such
     as *.npy would find.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=HALF_WRITTEN) as folder:
+    with named_when_full(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=HALF_WRITTEN) as folder:
         temporary = Path(folder) / path.name
         yield temporary
         temporary.replace(path)

@@ -6,6 +6,7 @@ next. It is reported once, with its path and the reason, as a warning of the log
 more than the allowed share of the data set has turned out unusable, ValueError says so.
 """
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from ssmvdm.data.clip import Clip
 from ssmvdm.data.frames import fit
 from ssmvdm.data.videos import open_video
 
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors in opening a file for which it cannot be blamed
 ORDER, EXAMPLE, HELD_OUT = 0, 1, 2  # first word of the seeds of what is drawn
 logger = logging.getLogger("ssmvdm.data")
 
@@ -35,6 +37,8 @@ def foreign_bytes() -> Iterator[None]:
     except (ImportError, MemoryError):  # of this machine, not of the file
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise
         reason = getattr(error, "strerror", None) or str(error)  # without the path, if the system says it
         raise UnusableVideo(reason or type(error).__name__) from error
 

@@ -27,13 +27,15 @@ def real_videos(source: ClipSource, count: int | None, seed: int = 0) -> Iterato
     s takes the clips from number s * count on; files are taken in an order that s shuffles, seed 0 as they are listed
     if all are.
 
-    ValueError for all of data that are computed and have no end, and, from the iterator, when fewer than `count`, or
-    than two, come.
+    ValueError for all of data that are computed and have no end, for more than there are files and, from the iterator,
+    when fewer than `count`, or than two, can be used.
     """
     if isinstance(source, ProceduralSource):
         if count is None:
             raise ValueError("real set: computed data have no end, expected a number of videos, got all")
         return (source.held_out_clip(i).video for i in range(seed * count, (seed + 1) * count))
+    if isinstance(source, FileSource) and count is not None and count > len(source.held_out):
+        raise ValueError(f"real set: expected {count} held-out videos, the data have {len(source.held_out)}")
     if isinstance(source, FileSource) and (seed or count is not None):
         order = np.random.default_rng(seed).permutation(len(source.held_out))
         source = dataclasses.replace(source, held_out=tuple(source.held_out[i] for i in order))

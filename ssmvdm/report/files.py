@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ssmvdm.errors import InputError
+from ssmvdm.errors import InputError, named_when_full
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -23,7 +23,7 @@ def prepare_folder(folder: Path) -> Path:
 def all_or_none(folder: Path) -> Iterator[Path]:
     """A folder inside `folder` for new files: they are renamed to their places when the block is done, so that one that
     breaks leaves the earlier files whole."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
+    with named_when_full(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
         yield Path(name)
         for path in sorted(Path(name).iterdir()):
             path.replace(folder / path.name)

@@ -111,10 +111,11 @@ _PAGE = """<!doctype html>
   .dark { display: none; }
   .mark { color: var(--on-light); }
 }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; max-width: 80rem; padding: 1.5rem 1rem 4rem; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .2rem; }
 p { max-width: 46rem; margin: .2rem 0 .7rem; color: var(--faint); }
 ul { max-width: 46rem; padding-left: 1.2rem; }
 figure { margin: 1.2rem 0 .4rem; display: flex; flex-wrap: wrap; gap: .5rem; }
@@ -125,12 +126,12 @@ figure { margin: 1.2rem 0 .4rem; display: flex; flex-wrap: wrap; gap: .5rem; }
 .mark { display: inline-flex; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child, .plain td { text-align: left; }
-.plain td { white-space: normal; }
+th:first-child { position: sticky; left: 0; background: var(--ground); }
 thead th:first-child { min-width: 0; }
-.prose { text-align: left; white-space: normal; min-width: 16rem; }
-tbody th { font-weight: 500; white-space: normal; min-width: 15rem; }
+.prose { text-align: left; min-width: 16rem; }
+tbody th { font-weight: 500; min-width: 15rem; }
 @media (max-width: 40rem) {
   th, td { padding-right: .6rem; font-size: .9rem; }
   tbody th { min-width: 7rem; }

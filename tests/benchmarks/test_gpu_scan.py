@@ -179,8 +179,8 @@ def test_parts_of_a_run_at_length(tmp_path, monkeypatch, arguments, parts, stem)
     seen = []
     monkeypatch.setattr(benchmark.runner, "run", lambda *run: seen.append(run))
     assert benchmark.main(["--device", "cpu", "--out", str(tmp_path), *arguments]) == 0
-    ((run, how, name),) = seen
-    assert (list(run), name, how.folder(), how.resume) == (parts, stem, tmp_path, "--resume" in arguments)
+    ((run, how, name, folder),) = seen
+    assert (list(run), name, folder, how.resume) == (parts, stem, tmp_path, "--resume" in arguments)
 
 
 def test_turning_round_is_its_own_derivative():

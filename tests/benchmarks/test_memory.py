@@ -21,7 +21,8 @@ from benchmarks.measure.journal import Journal
 from benchmarks.models import memory, tasks
 from benchmarks.models.kind import KIND, MEASURES, SECTIONS
 from benchmarks.models.options import MemoryOptions
-from benchmarks.report.files import RESULTS, write_all
+from benchmarks.options import RESULTS
+from benchmarks.report.files import write_all
 from ssmvdm import cli
 from ssmvdm.compared import Network
 from ssmvdm.errors import InputError
@@ -453,8 +454,9 @@ def test_results_of_a_gpu_are_named_by_the_gpu_and_without_one_a_line_says_so(tm
     assert options.folder() == LayerOptions(device="cuda").folder() == RESULTS / "nvidia-x1-80gb"
     assert ScanOptions(device="cuda").folder() == options.folder()
     assert MemoryOptions().folder() == LayerOptions().folder() == RESULTS / device_slug(device_name())
+    assert MemoryOptions().folder("memory") == RESULTS / device_slug(device_name()) / "memory"
     assert options.limit_bytes() is None
-    assert MemoryOptions(device="cuda", out=tmp_path).folder() == tmp_path
+    assert MemoryOptions(device="cuda", out=tmp_path).folder("memory") == tmp_path
     with pytest.raises(ValueError, match="--device: expected cpu or cuda, got 'tpu'"):
         MemoryOptions(device="tpu").check()
 

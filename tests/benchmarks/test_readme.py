@@ -106,3 +106,18 @@ def test_a_passage_that_is_missing_or_unknown_is_named(name):
     for damaged in (without, unknown):
         with pytest.raises(ValueError, match=r"README\.md: expected the passages picture, training"):
             rewritten(damaged, Results(folder_of(TEXT)))
+
+
+def test_results_of_less_than_everything_are_refused_in_words(tmp_path, monkeypatch):
+    def without_base(result):
+        del result["settings"]["shapes"]["base"]
+
+    folder = folder_of(TEXT)
+    changed = Changed("scan", without_base, Results(folder))
+    with pytest.raises(ValueError, match=r"scan.json: expected results at the shape 'base'"):
+        block("scan", changed)
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(TEXT)
+    with pytest.raises(SystemExit, match=r"README.md stays as it is: .*nowhere"):
+        readme.main(["nowhere"])
+    assert (tmp_path / "README.md").read_text() == TEXT

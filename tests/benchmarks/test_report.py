@@ -16,7 +16,7 @@ from benchmarks.options import RunOptions
 from benchmarks.report import compare
 from benchmarks.report.files import spread, write_all
 from benchmarks.report.kinds import about, kind_named
-from ssmvdm import cli
+from ssmvdm import cli, lock
 from ssmvdm.errors import InputError
 from ssmvdm.report.tables import Table, markdown
 
@@ -82,6 +82,22 @@ def test_times_are_judged_against_their_noise(result, factor, verdict):
     for each, scale in ((result, 1.0), (new, factor)):
         each["times"][0]["seconds"] = [scale * value for value in noise]
     assert verdicts(result, new)["times: 4x2x8, ours float32 channels-last, forward", "time"] == verdict
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(0.85, "faster"), (0.95, "same"), (1.05, "same"), (1.15, "slower")])
+def test_one_sample_is_judged_by_the_drift_between_runs(result, factor, verdict):
+    new = json.loads(json.dumps(result))
+    result["times"][0]["seconds"], new["times"][0]["seconds"] = [1.0], [factor]
+    assert verdicts(result, new)["times: 4x2x8, ours float32 channels-last, forward", "time"] == verdict
+
+
+def test_settings_that_differ_are_told(result):
+    new = json.loads(json.dumps(result))
+    assert "settings differ" not in compare.comparison(KIND, result, new).caption
+    new["settings"]["launches"] = 4000
+    new["settings"]["extra"] = list(range(100))
+    caption = compare.comparison(KIND, result, new).caption
+    assert f"launches ({result['settings']['launches']} before, 4000 now), extra." in caption
 
 
 def test_memory_and_what_is_better_when_higher_have_words_of_their_own(result):
@@ -257,21 +273,30 @@ def parts(result, tmp_path, monkeypatch):
 
 def test_a_run_leaves_results_and_a_page_and_no_journal(parts, tmp_path):
     _, requests, options = parts
-    page = runner.run(options, RunOptions(out=tmp_path / "out"), "report")
+    page = runner.run(options, RunOptions(), "report", tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     names = ["report.html", "scan.csv", "scan.json", "scan.md"]
     assert sorted(path.name for path in page.parent.iterdir()) == names
     assert requests == ["first", "second"]
 
 
+def test_pictures_that_belong_to_earlier_results_go(parts, tmp_path):
+    _, _, options = parts
+    for name in ("scan-length-dark.svg", "scan-length-dark.png", "layers-dark.svg", "scan-notes.txt"):
+        (tmp_path / name).write_text("old")
+    runner.run(options, RunOptions(), "report", tmp_path)
+    names = ["layers-dark.svg", "report.html", "scan-notes.txt", "scan.csv", "scan.json", "scan.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_a_stopped_run_goes_on_where_it_was(parts, tmp_path):
     module, requests, options = parts
     module.stops_at, out = "second", tmp_path / "out"
     with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
-        runner.run(options, RunOptions(out=out), "report")
+        runner.run(options, RunOptions(), "report", out)
     assert [path.name for path in out.iterdir()] == ["report.journal"]
     module.stops_at = None
-    runner.run(options, RunOptions(out=out, resume=True), "report")
+    runner.run(options, RunOptions(resume=True), "report", out)
     assert requests == ["first", "second", "second"]
     assert not (out / "report.journal").exists()
 
@@ -282,18 +307,52 @@ def test_an_earlier_result_is_read_before_it_is_replaced(parts, tmp_path, result
     (tmp_path / "scan.json").write_text(json.dumps(result))
     result["memory"][0]["peak_bytes"] //= 2
     monkeypatch.setattr(runner, "MEASURING", {"scan": "two_benchmarks"})
-    page = runner.run({"scan": options["first"]}, RunOptions(out=tmp_path, compare=tmp_path), "scan")
+    page = runner.run({"scan": options["first"]}, RunOptions(compare=tmp_path), "scan", tmp_path)
     assert "less memory" in page.read_text()
+
+
+def test_a_run_of_less_than_everything_leaves_the_full_results_alone(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr(runner, "run", lambda *given: folders.append(given[-1]) or tmp_path / "report.html")
+    for command in ("scan", "layers", "memory"):
+        assert cli.main(["bench", command]) == 0
+        assert cli.main(["bench", command, "--out", str(tmp_path)]) == 0
+        assert folders[-2:] == [RunOptions().folder() / command, tmp_path]
+
+
+def test_two_runs_do_not_share_a_folder(parts, tmp_path, monkeypatch):
+    module, _, options = parts
+    monkeypatch.setattr(lock, "WAIT_S", 0.0)
+    inner = module.measure
+
+    def measure(*given):
+        with pytest.raises(InputError, match="another process is at work there"):
+            runner.run(options, RunOptions(), "report", tmp_path)
+        return inner(*given)
+
+    module.measure = measure
+    runner.run(options, RunOptions(), "report", tmp_path)
+
+
+def test_a_reader_that_goes_away_leaves_whole_results_and_no_journal(parts, tmp_path, monkeypatch):
+    _, _, options = parts
+
+    def gone(*given):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(runner, "show_tables", gone)
+    with pytest.raises(BrokenPipeError):
+        runner.run(options, RunOptions(), "report", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "scan.csv", "scan.json", "scan.md"]
 
 
 @pytest.mark.parametrize("size", ["quick", "full"])
 def test_all_benchmarks_are_one_run(size, tmp_path, monkeypatch):
     runs = []
-    monkeypatch.setattr(
-        runner, "run", lambda parts, how, stem: runs.append((parts, how, stem)) or tmp_path / "report.html"
-    )
-    assert cli.main(["bench", "all", "--out", str(tmp_path), "--resume", *(["--full"] if size == "full" else [])]) == 0
-    ((parts, how, stem),) = runs
+    monkeypatch.setattr(runner, "run", lambda *given: runs.append(given) or tmp_path / "report.html")
+    assert cli.main(["bench", "all", "--resume", *(["--full"] if size == "full" else [])]) == 0
+    ((parts, how, stem, folder),) = runs
     assert list(parts) == list(runner.MEASURING) == ["scan", "layers", "memory"]
     assert all(options == getattr(type(options), size)() for options in parts.values())
-    assert how.resume and how.folder() == tmp_path and stem == "report"
+    assert how.resume and stem == "report"
+    assert folder == (how.folder() if size == "full" else how.folder() / "quick")

@@ -1,5 +1,6 @@
 """Clips of files: which example shows what, and what happens to files that cannot be used."""
 
+import errno
 import logging
 import pickle
 
@@ -150,12 +151,14 @@ def test_short_videos_and_wrong_shapes_count_as_unusable(videos):
     assert source.unusable[videos[1]] == "its frames are 9 x 8, expected 8 x 8"
 
 
-def test_memory_that_runs_out_is_not_the_files_fault(videos, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files", "0.npy")], ids=repr)
+def test_what_the_machine_runs_out_of_is_not_the_files_fault(videos, monkeypatch, error):
     def exhausted(*_, **__):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("ssmvdm.data.videos.np.load", exhausted)
     source = source_of(videos)
-    with pytest.raises(MemoryError):
+    with pytest.raises(type(error)) as met:
         source.training_clip(0, 0)
+    assert met.value is error
     assert not source.unusable

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ssmvdm.cli import main
+from ssmvdm.commands import evaluate
 from ssmvdm.data import moving_shapes
 from tests.evaluation import stand_in
 
@@ -71,7 +72,7 @@ def test_with_the_file_the_distance_is_fvd_and_features_are_cached(folder, capsy
     assert "[0, 1] as in the paper" in Path("evaluation/evaluation.md").read_text()
 
 
-def test_real_set_rules_of_data_on_disk(folder):
+def test_real_set_rules_of_data_on_disk(folder, monkeypatch, capsys):
     for i, video in enumerate(moving_shapes.clips(9, 30, FRAMES + 3, SIZE)):
         split = "test" if i < 14 else "train"
         (folder / "videos" / split).mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,9 @@ def test_real_set_rules_of_data_on_disk(folder):
     assert real() == real("--real-set", "all") == 14
     assert real("--real-set", "all", "--merge-splits") == 30
     assert real("--real-set", "7") == 7
+    monkeypatch.setattr(evaluate, "_offline", lambda *given: pytest.fail("features were learnt"))
+    assert main(["evaluate", "fake.npy", "--data", "folder", *options, "--real-set", "15"]) == 2
+    assert "real set: expected 15 held-out videos, the data have 14" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("held_out", [0, 1])

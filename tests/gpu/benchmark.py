@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for options in parts.values():
             options.check()
-        runner.run(parts, how, "report" if len(parts) > 1 else next(iter(parts)))
+        runner.run(parts, how, "report" if len(parts) > 1 else next(iter(parts)), how.folder())
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -302,6 +302,19 @@ def judge(what: str, ours: Tensor, wanted: Tensor, is_exact: bool) -> None:
     assert ours <= allowance(wanted, is_exact), what
 
 
+def check_beside_eager(name: str, ours: Tensor, eager: list[Tensor], unit: Tensor, is_exact: bool) -> None:
+    """Bound (a) for an operator whose eager runs are those of the reference backend, on the same and on other inputs.
+    All are errors by bound (b), of a sequence tensor or a parameter: every (batch, channel), or channel, by itself."""
+    keep = (0, 1) if ours.dim() > 2 else (0,)
+    worst, allowed = (root_mean_square(x, keep).max() for x in (ours, unit))
+    theirs = max(root_mean_square(x, keep).max() for x in eager)
+    judge(
+        f"{name}: the worst channel has {worst:.3g} of the a priori bound, that of {len(eager)} eager runs "
+        f"{theirs:.3g}, one unit {allowed:.3g}",
+        worst, 2 * theirs + allowed, is_exact,
+    )  # fmt: skip
+
+
 def in_dtype(dtype: torch.dtype, inputs: dict, *others: Tensor | None) -> tuple:
     """The same values on the CPU, detached and all in one dtype."""
     detached = {name: None if x is None else x.detach().to("cpu", dtype) for name, x in inputs.items()}

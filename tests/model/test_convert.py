@@ -1,9 +1,11 @@
 """To and from the authors' names: nothing lost, nothing ignored, everything wrong named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ssmvdm import convert
+from ssmvdm import TemporalConfig, UNet3D, UNet3DConfig, convert
 
 from . import paper
 
@@ -107,6 +109,20 @@ def test_names_and_shapes_of_their_layers(arch, version):
 
 def test_text_condition_has_the_width_of_their_text_model():
     assert convert.unet_from_paper(SMALL | {"use_bert_text_cond": True}).config.cond_dim == convert.BERT_DIM
+
+
+def test_heads_in_space_and_in_time():
+    """Their networks have one number for both; where nothing attends in time, that of the spatial attention."""
+    config = UNet3DConfig(base_channels=8, channel_mults=(1, 2), spatial_heads=2,
+                          temporal=TemporalConfig(layer="bi-s6", heads=4, dim_head=8, states=4))  # fmt: skip
+    theirs = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "temporal_arch": "bi-s6", "ssm_version": 20,
+              "ssm_hidden_dim": 4}  # fmt: skip
+    model = UNet3D(config)
+    back = convert.unet_from_paper(theirs, convert.unet_to_paper(model)).state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in model.state_dict().items())
+    attention = UNet3D(replace(config, temporal=TemporalConfig(layer="attention", heads=4, dim_head=8)))
+    with pytest.raises(ValueError, match="as many heads in space as in time, not 2 and 4"):
+        convert.unet_to_paper(attention)
 
 
 def test_meta_device():

@@ -52,11 +52,14 @@ def test_it_leaves_samples_their_record_and_pictures(capsys, run_folder, tmp_pat
 
 def test_weights_seed_and_threshold_change_the_samples(capsys, run_folder, tmp_path):
     seen = set()
-    for i, more in enumerate([(), ("--weights", "online"), ("--seed", 1), ("--dynamic-threshold", 0.5)]):
+    changes = [(), ("--weights", "online"), ("--seed", 1), ("--dynamic-threshold", 0.5), ("--precision", "bf16")]
+    for i, more in enumerate(changes):
         folder = tmp_path / str(i)
         assert run(capsys, run_folder, "--out", folder, "--count", 1, *FAST, *more)[0] == 0
         seen.add(arrays(folder)["sample-000000.npy"].tobytes())
-    assert len(seen) == 4
+    assert len(seen) == len(changes)
+    status, _, err = run(capsys, run_folder, "--out", tmp_path / "0", "--precision", "bf16", *FAST)
+    assert status == 2 and "has samples with precision None, not 'bf16'; choose another folder" in err
 
 
 def test_long_videos_have_a_table_by_stretches_of_the_trained_length(capsys, run_folder, tmp_path):

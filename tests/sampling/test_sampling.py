@@ -1,6 +1,7 @@
 """Videos from a network: a sample is a function of (seed, index), guidance is linear, mixing is what it says."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,3 +206,19 @@ def test_wrong_arguments_of_interpolation_are_named(first, second, options, said
     arguments = {"count": 3, "level": 3} | options
     with pytest.raises(ValueError, match=re.escape(said)):
         interpolator(Elementwise(0.0), GaussianDiffusion(12), first, second, **arguments)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.3)])
+def test_a_network_of_another_type_draws_nearly_the_same(dtype, share, conditional):
+    """How far a video moves, beside how far it lies from that of another seed. The sampler itself stays in float32."""
+    torch.manual_seed(0)
+    config = replace(TINY, cond_dim=5 if conditional else None)
+    network = UNet3D(config).eval()
+    how = {"count": 2, "sampler": "ddim", "steps": 5}
+    if conditional:
+        how |= {"cond": torch.randn(2, 5), "guidance": 2.0}
+    videos, others = stacked(network, **how), stacked(network, seed=1, **how)
+    found = stacked(network.to(dtype), **how)
+    assert found.dtype == np.float32
+    assert np.abs(found - videos).mean() < share * np.abs(others - videos).mean()

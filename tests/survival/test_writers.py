@@ -197,7 +197,7 @@ def in_child(work: Callable[[], None]) -> int:
         try:
             work()
         except OSError as error:
-            os._exit(FULL if error.errno is not None else 1)
+            os._exit(FULL if error.errno is not None and error.filename else 1)
         except BaseException:
             traceback.print_exc()
             os._exit(1)

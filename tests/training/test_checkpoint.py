@@ -62,6 +62,8 @@ def test_load_model_takes_a_run_a_folder_of_checkpoints_or_one(tmp_path):
         assert all(torch.equal(value, state(3).ema[name]) for name, value in model.state_dict().items())
     model, _ = checkpoint.load_model(path, "online")
     assert all(torch.equal(value, state(3).model[name]) for name, value in model.state_dict().items())
+    run = shutil.copytree(tmp_path, tmp_path.parent / "named" / "step-5")  # a run, whatever it is called
+    assert checkpoint.load_model(run)[1] == RUN
     copied = path.rename(tmp_path / "kept under another name")
     assert checkpoint.load_model(copied)[1] == RUN
 
@@ -209,13 +211,33 @@ def test_a_fault_at_any_operation_leaves_a_whole_checkpoint(tmp_path, monkeypatc
         assert names(folder) == ["step-3"] and same(checkpoint.load_newest(folder).state, state(3))
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="names of open files are read from Linux's /proc")
+def test_everything_is_on_the_disk_before_the_next_thing_depends_on_it(tmp_path, monkeypatch):
+    """Files and their folder before the rename that gives it its name; that rename before older ones go."""
+    checkpoint.save(tmp_path, state(1))
+    events, rename = [], os.rename
+
+    def renamed(old, new):
+        events.append(("rename", Path(old).name, Path(new).name))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "fsync", lambda file: events.append(("fsync", Path(os.readlink(f"/proc/self/fd/{file}")))))
+    checkpoint.save(tmp_path, state(2), keep=1)
+    temporary, named = tmp_path / "step-2.tmp", events.index(("rename", "step-2.tmp", "step-2"))
+    files = [("fsync", temporary / name) for name in (*checkpoint.FILES, checkpoint.MANIFEST)]
+    assert sorted(events[: named - 1]) == sorted(files)
+    assert events[named - 1] == ("fsync", temporary)
+    assert events[named + 1 :] == [("fsync", tmp_path), ("rename", "step-1", "step-1.old")]
+
+
 def test_a_file_that_the_system_cuts_short_is_an_error_and_leaves_the_older_one(tmp_path):
     checkpoint.save(tmp_path, state(1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     new = state(2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"step-2\.tmp/model\.safetensors"):
             checkpoint.save(tmp_path, new)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

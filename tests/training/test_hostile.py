@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -122,6 +123,7 @@ HOSTILE = {
     "another step in the facts": lambda f: f.facts(step=7),
     "examples that are text": lambda f: f.facts(examples="__import__('os')"),
     "a scaler with other names": lambda f: f.facts(scaler={"__class__": 1}),
+    "a scaler that is no number": lambda f: f.facts(scaler=dict.fromkeys(checkpoint.SCALER, math.nan)),
     "processes that are text": lambda f: f.facts(processes="2"),
     "no processes": lambda f: f.facts(processes=0),
     "a configuration that is a list": lambda f: f.facts(config=["network"]),

@@ -99,7 +99,7 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(tmp_pat
     monkeypatch.setattr(lock, "WAIT_S", 0.0)
 
     def another(record):
-        with pytest.raises(ValueError, match="another process trains there"):
+        with pytest.raises(ValueError, match="another process is at work there"):
             quiet(tiny(), tmp_path)
 
     train(tiny(), tmp_path, progress=False, on_step=another)
