@@ -5,7 +5,7 @@ status is 0 only if none failed and something ran. What became of all of them is
 the benchmark. Of the cases on Triton, which compiles for minutes, it takes some: `python -m pytest tests/kernels -k
 triton` takes all.
 
---out FOLDER       for the results; default: benchmarks/results/<device>
+--out FOLDER       for the results; default: benchmarks/results/<device>/test-gpu
 --mamba ARCHIVE    mamba-ssm's source distribution, to compare with; MAMBA_SDIST does the same
 --list             the stages and their limits
 """
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = (options.out or device_folder(device)).absolute()
+    out = (options.out or device_folder(device) / "test-gpu").absolute()
     try:
         chosen = selected(phases(out, options.mamba), options.stages)
     except ValueError as error:

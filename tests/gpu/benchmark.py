@@ -46,13 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for options in parts.values():
             options.check()
-        runner.run(parts, how, "report" if len(parts) > 1 else next(iter(parts)), how.folder())
+        folder = how.folder("" if given.seconds is None else "test-gpu")
+        runner.run(parts, how, "report" if len(parts) > 1 else next(iter(parts)), folder)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     if "scan" not in parts:
         return 0
-    rows = json.loads((how.folder() / "scan.json").read_text())["times"]
+    rows = json.loads((folder / "scan.json").read_text())["times"]
     ours = [row["status"] for row in rows if row["is_ours"]]
     return 0 if ours and set(ours) == {"ok"} else 1
 
