@@ -267,15 +267,17 @@ def method(result: dict) -> str:
     measured += [f"the sum of two arrays into a third {bandwidth / 1e9:.1f} GB/s"] if bandwidth else []
     scalar = any(row["name"] == "compiled" and row["status"] == OK for row in result["times"]) and is_cpu
     threads = f", {settings['threads'][-1]} threads" if is_cpu else ""
-    launch = "" if is_cpu else "A launch is the replay of a graph, between two events of the device. "
+    launch = "" if is_cpu else (
+        "A launch is the replay of a graph, between two events of the device, and has to write what the call returned. "
+    )  # fmt: skip
     unit = "turns, in each of which short calls are repeated," if is_cpu else "launches"
     return (
         f"Two directions, {settings['states']} states{threads}. Every shape in a process of its own; candidates take "
         f"turns with ours there, up to {settings['launches']} {unit} and {settings['budget_seconds']:g} s each, "
-        f"after a gate: on the timed buffers, the output and our gradients of sequences at a few of the sequences, and "
-        f"every gradient of a call with these alone, against float64. {launch}Caches are "
-        f"{settings['caches']}{_of_memory(settings) if is_cpu else ''}. Both directions of a rival are run one after "
-        "the other, with flips between, as the published layer does. "
+        "after a gate at a few sequences of the timed buffers against float64: the output, our gradients of these "
+        "sequences, and every gradient of a call on all sequences with an output gradient that is zero elsewhere. "
+        f"{launch}Caches are {settings['caches']}{_of_memory(settings) if is_cpu else ''}. Both directions of a rival "
+        "are run one after the other, with flips between, as the published layer does. "
         + ("torch.compile makes scalar code: its vector code for this loop over time is wrong. " if scalar else "")
         + (f"Floors are of rates measured in the same run: {' and '.join(measured)}." if measured else "")
         + ("" if is_cpu else "Floors are modelled at the clock that was read meanwhile.")

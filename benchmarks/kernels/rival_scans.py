@@ -224,4 +224,4 @@ def folded_truth(tensors: Tensors) -> Tensor:
 
 
 def few_folded(x: Tensor) -> Tensor:
-    return x[:2, :, :2]
+    return x[:: max(1, x.shape[0] - 1), :, :: max(1, x.shape[2] - 1)]

@@ -38,9 +38,9 @@ def our_row(backend: str, dtype: str, layout: str) -> dict:
 class ScanOptions(RunOptions):
     """The bidirectional scan against its rivals: forward, and forward with backward.
 
-    Rivals and ours are timed in turns in one process, so that a ratio is of one moment; every tensor that is timed has
-    passed a check against float64 first. On a GPU a launch is the replay of a graph with cold caches. Writes scan.json,
-    .csv, .md, .html and pictures as .svg and .png.
+    Rivals and ours are timed in turns in one process, so that a ratio is of one moment; the calls that are timed have
+    passed a check of a few of their sequences against float64 first. On a GPU a launch is the replay of a graph with
+    cold caches. Writes scan.json, .csv, .md, .html and pictures as .svg and .png.
     """
 
     shapes: tuple[str, ...] = tuple(SHAPES)

@@ -1,9 +1,9 @@
 """What the scan benchmark measures of a shape, in a process of its own (`benchmarks.child`).
 
-Candidates come one after the other. Each is gated on the tensors that are timed, and timed in turns with the first of
-ours, which alone stays in memory. A rival that is too slow or too large for a shape runs on fewer sequences, which the
-results say, and its time is extrapolated: a part that does not depend on them, on a CPU known from two small runs, and
-a part for each sequence.
+Candidates come one after the other. Each is gated on the tensors that are timed, on a GPU also in what a replay writes,
+and timed in turns with the first of ours, which alone stays in memory. A rival that is too slow or too large for a
+shape runs on fewer sequences, which the results say, and its time is extrapolated: a part that does not depend on them,
+on a CPU known from two small runs, and a part for each sequence.
 """
 
 import time
@@ -15,7 +15,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.kernels import rivals
-from benchmarks.kernels.scan_case import gate_ours, gate_rival, gradients, like_output, our_tensors, run_ours
+from benchmarks.kernels.scan_case import (
+    gate_ours,
+    gate_replay,
+    gate_rival,
+    gradients,
+    like_output,
+    our_ends,
+    our_tensors,
+    rival_ends,
+    run_ours,
+)
 from benchmarks.kernels.scan_options import NOT_BEGUN, our_row
 from benchmarks.kernels.shapes import MODES, Shape
 from benchmarks.measure import timing
@@ -32,6 +42,7 @@ WHOLE_CALL = 2.0  # budgets: fewer sequences fit caches that all of them do not
 LEAST_TURNS = 3  # that a slow candidate has on a CPU, where a turn is one launch
 
 Calls = dict[str, Callable[[], object]]  # by mode
+Ends = Callable[[str, torch.Tensor], torch.Tensor]  # a few sequences of what is returned by that name
 
 
 def shape_rows(request: dict) -> Iterator[dict]:
@@ -75,6 +86,12 @@ def calls(run: Callable, tensors: dict) -> Calls:
     return {"forward": forward, "forward+backward": lambda: gradients(run, tensors, dy)}
 
 
+def _returned(found) -> dict[str, torch.Tensor]:
+    """What a call returns, by name."""
+    y, grads = found if isinstance(found, tuple) else (found, {})
+    return {"y": y} | grads
+
+
 def rival_row(rival: rivals.Rival) -> dict:
     return {"name": rival.name, "label": rival.label, "is_ours": False}
 
@@ -105,7 +122,7 @@ class TimedShape:
                 yield rival_row(rival), partial(self.rival, rival)
 
     def ours(self, backend: str, dtype: str, layout: str) -> list[dict]:
-        def prepare(mode: str) -> tuple[dict, Callable]:
+        def prepare(mode: str) -> tuple[dict, Callable, Ends]:
             if not found:
                 from ssmvdm_kernels import backends
 
@@ -114,7 +131,7 @@ class TimedShape:
                 tensors = our_tensors(self.shape, getattr(torch, dtype), layout, self.device)
                 run = partial(run_ours, backend=backend)
                 found.append((gate_ours(tensors, layout, run).as_row(), calls(run, tensors)))
-            return found[0][0], found[0][1][mode]
+            return found[0][0], found[0][1][mode], partial(our_ends, layout=layout)
 
         found: list[tuple[dict, Calls]] = []
         rows, prepared = self._rows(our_row(backend, dtype, layout), prepare)
@@ -130,17 +147,14 @@ class TimedShape:
             detail = f"would unroll {self.shape.length} steps; compiled up to {length}"
             return [row | {"mode": mode, "status": "not applicable", "detail": detail} for mode in MODES]
 
-        def prepare(mode: str) -> tuple[dict, Callable]:
+        def prepare(mode: str) -> tuple[dict, Callable, Ends]:
             affordable = self._affordable(rival, mode)
             count = affordable["timed_sequences"]
             if count not in found:
                 found.clear()
                 tensors = rivals.leaves(rival, replace(self.shape, sequences=count), self._dtype(), self.device)
-                made = calls(rival.run, tensors)
-                for call in made.values() if self.device != "cpu" else ():
-                    call()  # what is compiled is compiled for these sizes, not for the few of the gate
-                found[count] = gate_rival(rival, tensors).as_row(), made
-            return affordable | found[count][0], found[count][1][mode]
+                found[count] = gate_rival(rival, tensors).as_row(), calls(rival.run, tensors)
+            return affordable | found[count][0], found[count][1][mode], partial(rival_ends, rival)
 
         found: dict[int, tuple[dict, Calls]] = {}
         rows, _ = self._rows(row, prepare, rival.is_optional)
@@ -160,7 +174,8 @@ class TimedShape:
         return rows
 
     def _rows(self, row: dict, prepare: Callable, is_optional: bool = False) -> tuple[list[dict], Calls]:
-        """(rows, what has been timed). prepare(mode) -> (more of the row, what is called)."""
+        """(rows, what has been timed). prepare(mode) -> (more of the row, what is called, the ends of what it returns
+        by name)."""
         rows, prepared = [], {}
         try:
             self._release()
@@ -172,11 +187,13 @@ class TimedShape:
                 rows.append(row | {"mode": mode} | NOT_BEGUN)
                 continue
             try:
-                more, call = prepare(mode)
+                more, call, ends = prepare(mode)
                 rows.append(row | {"mode": mode} | more)
                 if more["status"] == "ok":
-                    prepared[mode] = self.timer.prepare(call)
-                    self._time(rows[-1], prepared[mode])
+                    launch = self._ready(rows[-1], call, ends)
+                if rows[-1]["status"] == "ok":
+                    prepared[mode] = launch
+                    self._time(rows[-1], launch)
             except Exception as error:  # the others go on
                 why = failure(error)
                 self.has_failed |= self.device != "cpu" and why["status"] == "error"
@@ -184,6 +201,19 @@ class TimedShape:
                     why["status"] = "not applicable"
                 rows = [x for x in rows if x["mode"] != mode] + [row | {"mode": mode} | why]
         return rows, prepared
+
+    def _ready(self, row: dict, call: Callable[[], object], ends: Ends) -> Callable[[], object]:
+        """What is timed. On a GPU that is another thing than the call: the row tells if it does not do the same."""
+        if self.device == "cpu":
+            return self.timer.prepare(call)
+        called = {name: ends(name, x).clone() for name, x in _returned(call()).items()}
+        launch = self.timer.prepare(call)
+        for buffer in _returned(launch()).values():
+            buffer.zero_()
+        replay = gate_replay(called, {name: ends(name, x) for name, x in _returned(launch()).items()})
+        if not replay.has_passed:
+            row |= replay.as_row()
+        return launch
 
     def _release(self) -> None:
         """What a GPU has of the candidate before."""

@@ -54,9 +54,10 @@ class HostTimer:
 
 
 class CudaTimer:
-    """A function is captured once as a CUDA graph. Before each replay a buffer of four times the L2 cache is written,
-    which takes the device longer than the host needs to enqueue what follows: events around the replay see no gaps.
-    The clocks are read behind a block, while launches that are not timed go on."""
+    """A function is captured once as a CUDA graph, whose launches return the buffers that it writes. Before each replay
+    a buffer of four times the L2 cache is written, which takes the device longer than the host needs to enqueue what
+    follows: events around the replay see no gaps. The clocks are read behind a block, while launches that are not timed
+    go on."""
 
     caches = "cold"
 
@@ -76,10 +77,11 @@ class CudaTimer:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
-            function()
+            returned = function()
 
-        def launch(kept: Callable[[], object] = function) -> None:  # with the tensors that the graph reads
+        def launch(kept: Callable[[], object] = function) -> object:  # with the tensors that the graph reads
             graph.replay()
+            return returned
 
         launch()
         torch.cuda.synchronize()

@@ -345,6 +345,22 @@ def test_on_a_gpu_a_process_ends_behind_a_candidate_that_broke(gpu, monkeypatch)
     assert [row["status"] for row in rest[-1]["times"]] == ["ok", "ok"] and "unfinished" not in rest[-1]
 
 
+def test_what_a_replay_writes_is_checked(gpu, monkeypatch):
+    """A graph that was captured from another call than it is replayed for, once the buffers are zero."""
+    gpu["bytes"] = 2**40
+    rival, mode = named("sdpa-equal"), "forward+backward"
+    assert [row["status"] for row in timed_shape(device="cuda").rival(rival)] == ["ok"] * 2
+
+    def prepare(timer, call):
+        buffers = call()
+        return lambda: buffers
+
+    monkeypatch.setattr(timing.HostTimer, "prepare", prepare)
+    rows = timed_shape(device="cuda").rival(rival)
+    assert [row["status"] for row in rows] == ["gate failed"] * 2 and not any("seconds" in row for row in rows)
+    assert rows[0]["detail"].startswith("y, replayed: ") and rows[1]["mode"] == mode
+
+
 def test_shapes_that_are_compiled_come_last(tmp_path, monkeypatch):
     asked = []
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.kernels import rival_scans, rivals
-from benchmarks.kernels.scan_case import gate_ours, gate_rival, our_tensors, run_ours
+from benchmarks.kernels.scan_case import gate_ours, gate_replay, gate_rival, our_tensors, run_ours
 from benchmarks.kernels.scan_options import LAYOUTS, RIVALS
 from benchmarks.kernels.shapes import Shape
 from tests.conftest import require_backend
@@ -66,6 +66,74 @@ def test_our_gate_passes_in_every_layout(layout, dtype):
     assert tensors["u"].stride(1 if layout == "channels-last" else -1) == 1
     gate = gate_ours(tensors, layout)
     assert gate.has_passed, gate.first_failure()
+
+
+class Wrong(torch.autograd.Function):
+    """Returns what it is given, and no gradient where there are many sequences."""
+
+    @staticmethod
+    def forward(ctx, x, is_many):
+        ctx.is_many = is_many
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx):
+        return (torch.zeros_like(dx) if ctx.is_many else dx), None
+
+
+def test_gradients_of_parameters_are_checked_on_all_sequences():
+    require_backend("cpu")
+
+    def without_their_gradients(tensors):
+        wrong = {name: Wrong.apply(tensors[name], len(tensors["u"]) > 16) for name in ("A", "D", "delta_bias")}
+        return run_ours(tensors | wrong)
+
+    tensors = our_tensors(Shape(64, 8, 16, 4), torch.float32, "channels-last")
+    assert gate_ours(tensors, "channels-last").has_passed
+    assert gate_ours(tensors, "channels-last", without_their_gradients).first_failure().startswith("A: ")
+
+
+def test_sequences_between_the_first_and_the_last_are_checked():
+    require_backend("cpu")
+
+    def without_those_between(tensors):
+        y = run_ours(tensors)
+        return torch.cat([y[:4], 0.0 * y[4:-4], y[-4:]])
+
+    tensors = our_tensors(Shape(64, 8, 16, 4), torch.float32, "channels-last")
+    assert not gate_ours(tensors, "channels-last", without_those_between).has_passed
+
+
+def test_a_gradient_that_leaks_into_other_sequences_is_caught():
+    require_backend("cpu")
+
+    def leaking(tensors):
+        return run_ours(tensors) + 1e-9 * tensors["z"].roll(1, 0)
+
+    tensors = our_tensors(Shape(64, 8, 16, 4), torch.float32, "channels-last")
+    assert "elsewhere" in gate_ours(tensors, "channels-last", leaking).first_failure()
+
+
+@pytest.mark.parametrize("rival", CHEAP, ids=lambda rival: rival.name)
+def test_gradients_of_rivals_are_checked_on_all_sequences(rival):
+    tensors = made(rival, 16, sequences=12)
+
+    def without_gradients(tensors):
+        is_many = len(tensors[rival.per_sequence[0]]) > 4
+        return rival.run({name: Wrong.apply(value, is_many) for name, value in tensors.items()})
+
+    assert gate_rival(rival, tensors).has_passed
+    assert not gate_rival(replace(rival, run=without_gradients), tensors).has_passed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replay_has_to_write_what_the_call_returned(dtype):
+    called = {"y": torch.linspace(-3.0, 3.0, 50).to(dtype), "A": torch.ones(4)}
+    rounded = called | {"A": called["A"] + 1e-6}
+    assert gate_replay(called, rounded).has_passed
+    gate = gate_replay(called, called | {"A": torch.zeros(4)})
+    assert gate.first_failure() == "A, replayed: 1, allowed 0.000122"
+    assert not gate_replay(called, called | {"y": called["y"].roll(1)}).has_passed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

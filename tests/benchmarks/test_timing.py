@@ -158,7 +158,7 @@ def device(monkeypatch):
 def test_a_launch_on_a_gpu_is_a_replay_with_cold_caches_between_events(device):
     timer = timing.CudaTimer()
     assert (timer.turns(200), timer.turns(3)) == (10, 3)
-    launch = timer.prepare(lambda: device.log.append("call"))
+    launch = timer.prepare(lambda: device.log.append("call") or len(device.log))
     assert device.sizes == [200 * 2**20]
     warm = ["call"] * timing.WARM_UPS
     assert device.log == [*warm, "wait", "capture", "call", "captured", "replay", "wait"]
@@ -168,6 +168,7 @@ def test_a_launch_on_a_gpu_is_a_replay_with_cold_caches_between_events(device):
     busy = ["replay"] * timing.TURNS
     assert device.log == [*each, *each, "clocks", *busy, "wait", "wait"], "the device is at work while they are read"
     assert timer.clocks() == {"sm_mhz_min": 1700.0, "sm_mhz_median": 1700.0, "sm_mhz_max": 1700.0}
+    assert launch() == len(warm) + 3, "what the captured call returned"
 
 
 def test_a_graph_cannot_be_captured_on_the_default_stream(device):
