@@ -126,13 +126,15 @@ def truths(case: Case) -> tuple[Tensors, Tensors]:
 
 def gate(case: Case, mode: str, truth: tuple[Tensors, Tensors]) -> Gate:
     """Of one call as it is timed: its output and, of training, the gradient of x; then, as other pixels take part in
-    those of the weights, these of a call with the two pixels alone."""
+    those of the weights, these of a call on all pixels with an output gradient that is zero but at the two."""
     if mode == "inference":
         values = {"output": two_pixels(case.inference())}
     else:
         y, gradients = case.training()
         values = {"output": two_pixels(y), "x": two_pixels(gradients["x"])}
-        _, gradients = case.gradients(two_pixels(case.x), two_pixels(case.dy))
+        dy = torch.zeros_like(case.dy)
+        two_pixels(dy).copy_(two_pixels(case.dy))
+        _, gradients = case.gradients(case.x, dy)
         values |= {name: gradients[name] for name in case.weights}
     checks = []
     for name, value in values.items():

@@ -199,8 +199,10 @@ def test_the_gate_passes_what_is_right(name):
         (lambda case, x, bias: _last_row_wrong(case.layer(x, bias)), {"inference": "output", "training": "output"}),
         (lambda case, x, bias: case.layer(x, bias.detach() + 1.001 * (bias - bias.detach())),
          {"training": "gradient of position bias"}),
+        (lambda case, x, bias: case.layer(x, bias.detach() if x.shape[-1] > 1 else bias) + 0.0 * bias.sum(),
+         {"training": "gradient of position bias"}),
     ],
-    ids=["scaled", "turned", "gradient", "last row", "bias"],
+    ids=["scaled", "turned", "gradient", "last row", "bias", "bias, many pixels"],
 )  # fmt: skip
 def test_the_gate_fails_what_is_wrong(fault, failing):
     case = Case(candidate_named("attention-einsum"), Buffers(SMALL, "cpu"))
