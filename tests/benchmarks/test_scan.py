@@ -60,7 +60,7 @@ def test_every_row_has_passed_its_gate_or_says_why_it_has_no_number(result):
         if row["is_ours"]:
             assert set(row.get("shares_of_floor", {})) <= {"exponentials", "memory"}
     shares = [row["shares_of_floor"] for row in result["times"] if row["is_ours"] and row["mode"] == "forward"]
-    assert all(0.0 < share < 1.0 for own in shares for share in own.values()) and shares
+    assert all(share > 0.0 for own in shares for share in own.values()) and shares
     assert [(row["shape"], row["mode"]) for row in result["threads"]] == [
         (shape, mode) for shape in full for mode in ("forward", "forward+backward")
     ]
