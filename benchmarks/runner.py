@@ -2,7 +2,6 @@
 
 import importlib
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.measure.journal import Journal
@@ -10,7 +9,6 @@ from benchmarks.options import RunOptions
 from benchmarks.report import compare
 from benchmarks.report.files import write_all
 from benchmarks.report.kinds import all_tables, kind_named
-from ssmvdm.errors import InputError
 from ssmvdm.lock import only_one
 from ssmvdm.report import terminal
 from ssmvdm.report.environment import busy_warning, stamp
@@ -32,11 +30,7 @@ def run(parts: dict[str, RunOptions], how: RunOptions, stem: str, folder: Path) 
     old = compare.earlier(how.compare, list(parts)) if how.compare else {}
     importlib.import_module("benchmarks.report.pictures")  # what it lacks is missed before anything is measured
     prepare_folder(folder)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(only_one(folder))
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    with only_one(folder):
         journal = Journal(folder / f"{stem}.journal", stamp(), how.resume)
         results = measured(parts, journal)
         changes = compare.changes(results, old)

@@ -44,19 +44,26 @@ def release_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _mallopt(*settings: tuple[int, int]) -> bool:
+    """Whether the allocator takes these parameters and values: glibc's alone does."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    taken = [mallopt(*setting) for setting in settings]  # each of them, whatever becomes of the others
+    return all(taken)
+
+
 def return_freed_memory() -> None:
     """Have the allocator give back at once what is freed, so that resident memory is memory in use. By itself it keeps
     blocks of up to 32 MiB, and with them several times what a small network needs. To be called before anything large
     is allocated, and not for timings: new pages take time."""
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _EXACT_BYTES)
+    _mallopt((_MMAP_THRESHOLD, _EXACT_BYTES))
 
 
 def reuse_freed_memory() -> None:
     """After `return_freed_memory`: keep and reuse as much as the allocator does by itself."""
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _USUAL_BYTES)
-        ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, 2 * _USUAL_BYTES)
+    _mallopt((_MMAP_THRESHOLD, _USUAL_BYTES), (_TRIM_THRESHOLD, 2 * _USUAL_BYTES))
 
 
 def keep_freed_memory() -> bool:
@@ -64,11 +71,7 @@ def keep_freed_memory() -> bool:
     finds its memory warm, and not at the mercy of how fast the system clears new pages. To be called before torch
     allocates anything large; False where the allocator cannot (other than glibc)."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, _NEVER), mallopt(_TOP_PAD, _GROWTH_BYTES)])
+    return _mallopt((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _GROWTH_BYTES))
 
 
 def reset_peak() -> bool:

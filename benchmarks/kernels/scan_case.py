@@ -116,7 +116,6 @@ def rival_ends(rival: Rival, name: str, x: Tensor) -> Tensor:
 def gate_rival(rival: Rival, tensors: Tensors) -> Gate:
     """Two sequences, the first and the last, of a call on all of the timed buffers with an output gradient that is zero
     elsewhere, against the rival's own float64 truth of these two: output and every gradient."""
-
     few = partial(rival_ends, rival)
     y = rival.run(tensors)
     dy = torch.zeros_like(y)

@@ -123,11 +123,9 @@ class ScanOptions(RunOptions):
         ):  # fmt: skip
             if not values:
                 raise InputError(f"{option}: expected at least one, got none")
-        for option, chosen in (
-            ("--dtypes", self.storage_types()), ("--layouts", self.layouts), ("--shapes", self.shapes),
-            ("--rivals", self.compared()), ("--threads", self.threads),
-        ):  # fmt: skip
-            check_distinct(option, chosen)
+            check_distinct(option, values)
+        check_distinct("--rivals", self.compared())
+        check_distinct("--threads", self.threads)
         for name in self.shapes:
             try:
                 shape_named(name, self.states)
