@@ -91,14 +91,14 @@ class ScanOptions(RunOptions):
     def quick(cls, device: str = "cpu") -> "ScanOptions":
         """Part of `bench all`."""
         if device == "cpu":
-            return cls(shapes=QUICK_SHAPES, rivals=QUICK_RIVALS, launches=7, budget_seconds=0.2)
+            return cls(shapes=QUICK_SHAPES, rivals=QUICK_RIVALS, launches=7, budget_seconds=0.15)
         return cls(device=device, shapes=TUNED_SHAPES, budget_seconds=1.5, compiled_length=16)
 
     @classmethod
     def full(cls, device: str = "cpu") -> "ScanOptions":
         """Part of `bench all --full`."""
         if device == "cpu":
-            return cls(budget_seconds=0.25)
+            return cls(budget_seconds=0.2)
         return cls(device=device, budget_seconds=4.0, compiled_length=16)
 
     def check(self) -> None:

@@ -54,12 +54,12 @@ class LayerOptions(RunOptions):
     def quick(cls, device: str = "cpu") -> "LayerOptions":
         """Part of `bench all`."""
         launches = 4 if device == "cpu" else None
-        return cls(device=device, layers=QUICK, levels=(), frames=(16, 64, 256), launches=launches, budget_seconds=2.4)
+        return cls(device=device, layers=QUICK, levels=(), frames=(16, 64, 256), launches=launches, budget_seconds=1.8)
 
     @classmethod
     def full(cls, device: str = "cpu") -> "LayerOptions":
         """Part of `bench all --full`."""
-        return cls(device=device, levels=(1, 4), budget_seconds=12.0)
+        return cls(device=device, levels=(1, 4), budget_seconds=10.0)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""

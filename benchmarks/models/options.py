@@ -68,7 +68,7 @@ class MemoryOptions(RunOptions):
     @classmethod
     def quick(cls, device: str = "cpu") -> "MemoryOptions":
         """Part of `bench all`."""
-        few: dict = {"sampling_frames": (16, 64, 256), "widths": (64, 112, 160), "width_frames": (64,)}
+        few: dict = {"sampling_frames": (16, 256), "widths": (64, 112, 160), "width_frames": (64,)}
         return cls(device=device, layers=QUICK_LAYERS, repeats=2, search_limit_gib=None, **few)
 
     @classmethod
