@@ -8,8 +8,19 @@ struct S4dBackwardWalk : S4dWalk {
   const Scalar* dy;          // [length][W]
   Scalar* state;             // [1 + length][M][re, im][W] in walking order, starting before the first step
   Scalar* du;                // [length][W], added to
-  Scalar *ddecay, *dweight;  // [M][re, im][W]
+  Scalar *ddecay, *dweight;  // [M][re, im][W], added to
 };
+
+// Sums over time are taken in runs, as `LongSum`: adds those of a run to their totals and begins the next.
+template <int M>
+INLINE void end_run(Vec (&re)[M], Vec (&im)[M], Scalar* total) {
+  UNROLL
+  for (int n = 0; n < M; ++n) {
+    (Vec::load(total + 2 * n * W) + re[n]).store(total + 2 * n * W);
+    (Vec::load(total + (2 * n + 1) * W) + im[n]).store(total + (2 * n + 1) * W);
+    re[n] = im[n] = Vec(Scalar(0));
+  }
+}
 
 template <int M>
 NOINLINE static void walk_s4d_again(const S4dBackwardWalk& w) {
@@ -24,7 +35,8 @@ NOINLINE static void walk_s4d_again(const S4dBackwardWalk& w) {
   const Scalar *u = w.u + first * w.u_stride, *dy = w.dy + first * W;
   Scalar *y = w.y + first * W, *state = w.state + 2 * M * W;
   for (int64_t t = 0; t < w.length; ++t, state += 2 * M * W) {
-    const Vec input = Vec::load(u), g = Vec::load(dy);
+    if (t % LongSum::kRun == 0) end_run(dc_re, dc_im, w.dweight);
+    const Vec input = Vec::load(u), g = Vec::load(dy) + Vec::load(dy);
     Vec sum = Vec::load(y);
     UNROLL
     for (int n = 0; n < M; ++n) {
@@ -42,11 +54,7 @@ NOINLINE static void walk_s4d_again(const S4dBackwardWalk& w) {
     sum.store(y);
     u += direction * w.u_stride, dy += direction * W, y += direction * W;
   }
-  UNROLL
-  for (int n = 0; n < M; ++n) {
-    (dc_re[n] + dc_re[n]).store(w.dweight + 2 * n * W);
-    (dc_im[n] + dc_im[n]).store(w.dweight + (2 * n + 1) * W);
-  }
+  end_run(dc_re, dc_im, w.dweight);
 }
 
 template <int M>
@@ -58,6 +66,7 @@ NOINLINE static void walk_s4d_adjoint(const S4dBackwardWalk& w) {
   const Scalar *dy = w.dy + first * W, *state = w.state + (w.length - 1) * 2 * M * W;
   Scalar* du = w.du + first * W;
   for (int64_t t = 0; t < w.length; ++t, state -= 2 * M * W) {
+    if (t % LongSum::kRun == 0) end_run(da_re, da_im, w.ddecay);
     const Vec g = Vec::load(dy);
     Vec sum = Vec::load(du);
     UNROLL
@@ -75,11 +84,7 @@ NOINLINE static void walk_s4d_adjoint(const S4dBackwardWalk& w) {
     sum.store(du);
     dy += direction * W, du += direction * W;
   }
-  UNROLL
-  for (int n = 0; n < M; ++n) {
-    da_re[n].store(w.ddecay + 2 * n * W);
-    da_im[n].store(w.ddecay + (2 * n + 1) * W);
-  }
+  end_run(da_re, da_im, w.ddecay);
 }
 
 struct S4dSums {  // over sequences, of one partial: [blocks][modes][re, im][W or 1], [blocks][length][W or 1],
@@ -159,6 +164,7 @@ struct S4dBackwardTask {
       w.decay = plan.decay[d] + plan.at_mode(block, n), w.weight = plan.weight[d] + plan.at_mode(block, n);
       w.dy = dy, w.state = state, w.du = du[d];
       w.ddecay = sums_of_modes, w.dweight = sums_of_modes + kBackwardModes * 2 * W;
+      memset(sums_of_modes, 0, size_t(2 * kBackwardModes * 2 * W) * sizeof(Scalar));
       again[count - 1](w);
       adjoint[count - 1](w);
       const int64_t at = (block * args.modes + n) * 2 * plan.sum_width();

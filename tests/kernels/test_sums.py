@@ -35,12 +35,12 @@ def s4d(backend: str, dtype: torch.dtype) -> dict:
 SUMS = {
     "scan": (scan, ("D", "delta_bias", "D_b", "delta_bias_b")),
     "conv": (conv, ("weight", "bias", "weight_b", "bias_b")),
-    "s4d": (s4d, ("D", "D_b")),
+    "s4d": (s4d, ("D", "decay", "weight", "D_b", "decay_b", "weight_b")),
 }
 
 
 def error(value: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((value.to(truth.dtype) - truth).square().mean().sqrt())
+    return float((value.to(truth.dtype) - truth).abs().square().mean().sqrt())
 
 
 @pytest.mark.parametrize("name", SUMS)
