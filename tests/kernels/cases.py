@@ -13,6 +13,7 @@ import random
 import zlib
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -227,6 +228,22 @@ def lay_out(x: Tensor, layout: str, index: int = 0) -> Tensor:
         strides = [17 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)]
         return x.as_strided(x.shape, strides)
     raise ValueError(f"layout {layout!r} is not known")
+
+
+# How far the last element lies from the first: around the last that a signed, and beyond what an unsigned int32 counts.
+REACHES = {"2^31-1": 2**31 - 1, "2^31": 2**31, "2^31+24": 2**31 + 24, "2^32+24": 2**32 + 24}
+
+
+def far(x: Tensor, axis: int, reach: int) -> Tensor:
+    """The values of x, the last along this axis `reach` elements from the first: memory for all that lies between is
+    reserved, and the system gives it only to pages in use. Skips the test where it does not."""
+    try:
+        address_space = torch.empty(reach + 2**16, dtype=x.dtype)
+    except RuntimeError as error:
+        pytest.skip(f"no {reach * x.element_size() >> 30} GiB of address space: {error}")
+    strides = list(x.contiguous().stride())
+    strides[axis] = reach // (x.shape[axis] - 1)
+    return address_space.as_strided(x.shape, strides).copy_(x)
 
 
 def scatter(x: Tensor, rng: random.Random) -> Tensor:

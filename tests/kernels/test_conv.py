@@ -155,7 +155,7 @@ def test_any_number_of_threads(layout, dtype, compiled_backend):
     dys = tuple(torch.randn_like(inputs["x"]) for _ in range(2))
     torch.set_num_threads(1)
     wanted = run_conv(inputs, dys, "silu", compiled_backend)
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 8):
         torch.set_num_threads(threads)
         assert_same_bits(run_conv(inputs, dys, "silu", compiled_backend), wanted, f"{threads} threads")
 

@@ -180,31 +180,21 @@ def test_many_sequences(shape, layout, compiled_backend):
 STRIDED = [
     (name, axis) for name in ("u", "delta", "z", "B", "C", "dy") for axis in ("batch", "channels", "length", "lanes")
 ]
-# How far the last element lies from the first: around the last that a signed, and beyond what an unsigned int32 counts.
-REACHES = {"2^31-1": 2**31 - 1, "2^31": 2**31, "2^31+24": 2**31 + 24, "2^32+24": 2**32 + 24}
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
 @pytest.mark.parametrize(("name", "axis"), STRIDED, ids=lambda x: x)
-@pytest.mark.parametrize("reach", REACHES)
+@pytest.mark.parametrize("reach", cases.REACHES)
 def test_offsets_beyond_32_bits(reach, name, axis, direction, compiled_backend):
     """One tensor whose last element along one axis lies so far out; results as with the dense tensor."""
     if compiled_backend != "cpu":
         pytest.skip("a GPU needs the real memory: see the large shapes of its own suite")
-    try:  # the system gives memory only to pages in use
-        address_space = torch.empty(REACHES[reach] + 2**16, dtype=torch.bfloat16)
-    except RuntimeError as error:
-        pytest.skip(f"no {REACHES[reach] >> 29} GiB of address space: {error}")
     case = Case(
         direction=direction, dtype=torch.bfloat16, channels=3, length=3, lanes=(5,), states=2, separate="shared"
     )  # fmt: skip
     inputs, (dy, _) = case.inputs(), case.output_gradients()
     dense = dy if name == "dy" else inputs[name]
-    position = ("batch", "channels", "length", "lanes").index(axis)
-    strides = list(dense.contiguous().stride())
-    strides[position] = REACHES[reach] // (dense.shape[position] - 1)
-    view = address_space.as_strided(dense.shape, strides)
-    view.copy_(dense)
+    view = cases.far(dense, ("batch", "channels", "length", "lanes").index(axis), cases.REACHES[reach])
     if name == "dy":
         dy = view
     else:

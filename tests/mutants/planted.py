@@ -57,6 +57,7 @@ def edges(family: str) -> tuple[str, ...]:
 CORE = in_kernels("accuracy", "test_core")
 TILES = interpreted("test_tiles_of_gpus")
 BINDING = selected("tests/cuda_on_cpu/test_operators.py", "same_bits_on_any_machine")
+CONVOLVED = selected("tests/triton/interpreted/test_others.py", "test_convolution_on_the_tiles")
 LAUNCH = ("tests/triton/test_launch.py",)
 FORWARD, BACKWARD = "csrc/cpu/scan_forward.h", "csrc/cpu/scan_backward.h"
 AT = "state_tile.at(plan, d, {}, block, n)".format
@@ -162,4 +163,24 @@ MUTANTS = (
            "sum[k] = kPlain || turn & 1 ? D[k] * us[k][i] : 0.f;", "sum[k] = D[k] * us[k][i];", edges("sizes")),
     Mutant("D u added by every turn of states", "triton", f"{KERNELS}/scan_walk.py",
            "if WITH_SKIP and x.D is not None:", "if x.D is not None:", TILES),
+
+    Mutant("filter turned around", "cpu", "csrc/cpu/conv.h", "sum = fma(Vec::load(w + k * W),",
+           "sum = fma(Vec::load(w + (last - k) * W),", in_kernels("conv", "test_accuracy")),
+    Mutant("filter turned around", "cuda", "csrc/cuda/conv.cu", "p.weight[d][channel * p.width + p.width - 1 - j]",
+           "p.weight[d][channel * p.width + j]", ("tests/cuda_on_cpu/test_conv_kernels.py::test_edges[fast-filters]",)),
+    Mutant("filter turned around", "triton", f"{KERNELS}/conv.py",
+           "total += window[k] * taps[O.WIDTH - 1 - k if TURNED else k]",
+           "total += window[k] * taps[O.WIDTH - 1 - k]", CONVOLVED),
+
+    Mutant("gradient of a decay not conjugated", "cpu", "csrc/cpu/s4d_direct.h", "fnma(c_im, s_re, c_re * s_im)",
+           "fma(c_im, s_re, c_re * s_im)", in_kernels("s4d", "float32")),
+    Mutant("gradient of a decay not conjugated", "cuda", "csrc/cuda/s4d_backward.cu",
+           "twice(conjugate(weight * of_decay))", "twice(weight * of_decay)",
+           ("tests/cuda_on_cpu/test_s4d_kernels.py::test_edges[fast-modes]",)),
+    Mutant("gradient of a decay not conjugated", "triton", f"{KERNELS}/s4d.py",
+           "q_im * before_re - q_re * before_im", "q_im * before_re + q_re * before_im",
+           selected("tests/triton/interpreted/test_others.py", "test_s4d_in_each")),
+
+    Mutant("sums of the last run dropped", "cpu", "csrc/cpu/s4d_backward.h",
+           "  end_run(dc_re, dc_im, w.dweight);\n}", "}", in_kernels("s4d", "float32")),
 )  # fmt: skip
