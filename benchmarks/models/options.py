@@ -9,6 +9,7 @@ from ssmvdm.errors import InputError
 from ssmvdm.process_memory import GIB, affordable_bytes
 
 LONG_FRAMES = (512, 1024)
+GPU_SEARCH_GIB = 16.0  # few enough frames for a try of seconds
 QUICK_LAYERS = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4d", "bi-s6")
 
 
@@ -16,11 +17,11 @@ QUICK_LAYERS = ("attention-einsum", "attention-sdpa", "linear-attention", "bi-s4
 class MemoryOptions(RunOptions):
     """Memory and speed of the whole U-Net against frames, for every temporal layer: training and sampling.
 
-    Trains a small 3-D U-Net (Adam, l2) on clips of the embedded maze walk and samples from it, one fresh process per
-    layer and number of frames; searches for the largest number of frames that still trains in a given memory; compares
-    the time of memory "lean" with that of "fast". Of the paper's full network it counts the bytes saved for backward,
-    which needs no memory: against frames, against width, and up to the memory of a GPU. Writes memory.json, .csv, .md,
-    .html and the pictures as .svg and .png, light and dark.
+    Trains a 3-D U-Net (Adam, l2), small by default, on clips of the embedded maze walk and samples from it, one fresh
+    process per layer and number of frames; searches for the largest number of frames that still trains in a given
+    memory; compares the time of memory "lean" with that of "fast". Of the paper's full network it counts the bytes
+    saved for backward, which needs no memory: against frames, against width, and up to the memory of a GPU. Writes
+    memory.json, .csv, .md, .html and the pictures as .svg and .png, light and dark.
     """
 
     layers: tuple[str, ...] = LAYER_NAMES
@@ -34,7 +35,7 @@ class MemoryOptions(RunOptions):
     """Height and width of the clips in pixels, a multiple of 8."""
 
     base_channels: int = 16
-    """Width of the small U-Net, a multiple of 8. Attention has 8 times as many features, as in the paper."""
+    """Width of the U-Net, a multiple of 8; the paper's is 112. Attention has 8 times as many features, as there."""
 
     sampling_frames: tuple[int, ...] | None = None
     """Lengths of the clips that are sampled. Default: --frames."""
@@ -50,8 +51,8 @@ class MemoryOptions(RunOptions):
     whole GPU."""
 
     search_limit_gib: float | None = 0.5
-    """Memory for which the largest number of frames is searched that the small U-Net can be trained with; None leaves
-    the search out."""
+    """Memory for which the largest number of frames is searched that the U-Net can be trained with; None leaves the
+    search out."""
 
     search_resolution: int = 8
     """The search ends when a number of frames that fits and one that does not are so far apart."""
@@ -73,9 +74,13 @@ class MemoryOptions(RunOptions):
 
     @classmethod
     def full(cls, device: str = "cpu") -> "MemoryOptions":
-        """Part of `bench all --full`."""
-        limit = 8.0 if device == "cpu" else None  # a GPU's own memory is the limit
-        return cls(device=device, frames=(*FRAMES, *LONG_FRAMES), memory_limit_gib=limit)
+        """Part of `bench all --full`. A GPU trains and samples the paper's own network, within all its memory."""
+        frames = (*FRAMES, *LONG_FRAMES)
+        if device == "cpu":
+            return cls(frames=frames, sampling_frames=(16, 64, 256, 1024), memory_limit_gib=8.0)
+        paper = Network.paper()
+        size, width = paper.size, paper.base_channels
+        return cls(device=device, frames=frames, size=size, base_channels=width, search_limit_gib=GPU_SEARCH_GIB)
 
     def check(self) -> None:
         """InputError on the first option that cannot be used."""

@@ -7,6 +7,7 @@ from benchmarks.kernels.scan_options import ScanOptions
 from benchmarks.layers.options import LayerOptions
 from benchmarks.models.options import MemoryOptions
 from benchmarks.options import RESULTS
+from ssmvdm.compared import Network
 from ssmvdm.errors import InputError
 from ssmvdm.report.environment import device_name, device_slug
 
@@ -34,3 +35,9 @@ def test_options_are_checked_again_without_the_command_line():
         options.check()
     with pytest.raises(ValueError, match="--frames"):
         MemoryOptions(frames=()).check()
+
+
+def test_a_gpu_measures_the_paper_s_network_at_length():
+    assert MemoryOptions.full("cuda").network() == Network.paper()
+    assert MemoryOptions.full("cuda").limit_bytes() is None
+    assert MemoryOptions.full().network() == MemoryOptions().network() == Network.small(16, 16)
