@@ -6,6 +6,8 @@ agrees with plain autograd bit for bit.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,8 +60,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     in memory join the batch.
     """
     if _is_frame_by_frame(x):
-        return product(_frames(x), weight, bias).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-    columns = x.flatten(2)  # (batch, in, tokens)
+        y = product(_frames(x), weight, bias)
+        return y.reshape(x.shape[0], x.shape[2], *y.shape[1:]).transpose(1, 2)
+    columns = _columns(x)
     batch = columns.shape[0]
     if _folds(columns):
         y = F.linear(columns.transpose(1, 2), weight, bias).transpose(1, 2)
@@ -69,16 +72,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         weights = weight.expand(batch, *weight.shape)
         y = torch.bmm(weights, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), weights, columns)
-    return y.unflatten(2, x.shape[2:])
+    return y.reshape(*y.shape[:2], *x.shape[2:])
 
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """Gradient of `project` in its weight: the sum over batch and tokens of dy x^T, (out, in)."""
     if _is_frame_by_frame(x):
         dy, x = _frames(dy), _frames(x)
-    dy, x = dy.flatten(2), x.flatten(2)
+    dy, x = _columns(dy), _columns(x)
     if _folds(x):
-        dy_rows, x_rows = (t.transpose(1, 2).flatten(0, 1) for t in (dy, x))  # (batch * tokens, out | in)
+        dy_rows, x_rows = _frames(dy), _frames(x)  # (batch * tokens, out | in)
         return dy_rows.t() @ x_rows
     if x.shape[0] == 1:
         return dy[0] @ x[0].t()
@@ -89,7 +92,7 @@ def bias_gradient(dy: Tensor) -> Tensor:
     """Gradient of `project` in its bias: (out,)."""
     if _is_frame_by_frame(dy):
         dy = _frames(dy)
-    return dy.flatten(2).sum((0, 2))
+    return _columns(dy).sum((0, 2))
 
 
 def _is_frame_by_frame(x: Tensor) -> bool:
@@ -103,7 +106,13 @@ def _is_frame_by_frame(x: Tensor) -> bool:
 
 def _frames(x: Tensor) -> Tensor:
     """(batch, channels, length, *lanes) -> (batch * length, channels, *lanes), a view where `_is_frame_by_frame`."""
-    return x.transpose(1, 2).flatten(0, 1)
+    return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], x.shape[1], *x.shape[3:])
+
+
+def _columns(x: Tensor) -> Tensor:
+    """(batch, channels, length, *lanes) -> (batch, channels, tokens). By reshape alone, as all here: the vmap behind
+    `torch.autograd.grad(..., is_grads_batched=True)` knows neither flatten nor unflatten."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
 
 
 def _folds(columns: Tensor) -> bool:

@@ -228,6 +228,19 @@ def test_any_layout_gives_the_same_numbers(order):
 
 @pytest.mark.parametrize("memory", ["lean", "fast"])
 @pytest.mark.parametrize("order", LAYOUTS)
+def test_several_output_gradients_at_once(memory, order):
+    """As torch.autograd.functional.jacobian(vectorize=True) has them, by a vmap that knows few operators."""
+    module, x = made(memory=memory), in_order(video(), order).requires_grad_()
+    y, wanted = module(x), [x, *module.parameters()]
+    dys = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(2))
+    found = torch.autograd.grad(y, wanted, dys, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(y, wanted, dy, retain_graph=True) for dy in dys]
+    for value, *parts in zip(found, *single, strict=True):
+        torch.testing.assert_close(value, torch.stack(parts))
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+@pytest.mark.parametrize("order", LAYOUTS)
 def test_the_output_can_be_changed_in_place(memory, order):
     module, x = made(memory=memory), in_order(video(), order)
     y = module(x)
