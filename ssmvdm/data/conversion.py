@@ -18,7 +18,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from ssmvdm.data.datasets import DATA_SETS, numbered_first, video_names
+from ssmvdm.data.datasets import DATA_SETS, files_below, numbered_first, video_names
 from ssmvdm.data.export import replacing, write_npy
 from ssmvdm.data.files import UnusableVideo, foreign_bytes
 from ssmvdm.data.tfrecord import byte_features, read_records
@@ -119,7 +119,8 @@ def _standing(out: Path) -> set[Path]:
 
 def _train_and_test(source: Path) -> Files:
     """Tfrecords of both splits anywhere below the source, or the videos in its folders train and test."""
-    records = {split: sorted(source.rglob(f"*{split}.tfrecord*")) for split in SPLITS}
+    names = {split: f"{split}.tfrecord" for split in SPLITS}
+    records = {split: [path for path in files_below(source) if name in path.name] for split, name in names.items()}
     folders = {split: _videos(source / split) for split in SPLITS}
     for found in (records, folders):
         if all(found.values()):

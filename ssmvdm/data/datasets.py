@@ -120,11 +120,29 @@ def numbered_first(name: str) -> tuple:
     return (not stem.isdecimal(), int(stem) if stem.isdecimal() else 0, name)
 
 
+def files_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Every file in a folder and its subfolders, by name; none where there is no folder. Links are followed, but for
+    those to a folder that one is in already, whose device and inode are in `above`."""
+    if not folder.is_dir():
+        return
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir():
+            yield from files_below(Path(entry), (*above, here))
+        elif entry.is_file():
+            yield Path(entry)
+
+
 def video_names(root: Path) -> list[str]:
     """Names, relative to root, of what may be a video, hidden files left out."""
     if not root.is_dir():
         raise ValueError(f"path: expected a folder of videos, {root} is none")
-    paths = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = (path.relative_to(root) for path in files_below(root) if path.suffix.lower() in SUFFIXES)
     shown = (path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     return sorted(shown, key=numbered_first)
 
@@ -138,17 +156,17 @@ def _hash(name: str) -> int:
 
 
 def _only(root: Path, name: str) -> Path:
-    found = sorted(root.rglob(name))
-    if not found:
+    found = next((path for path in files_below(root) if path.name == name), None)
+    if found is None:
         raise ValueError(f"path: there is no {name} below {root}")
-    return found[0]
+    return found
 
 
 def _read_captions(root: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """video name -> its split; video name -> its captions."""
     split_of: dict[str, str] = {}
     captions: dict[str, list[str]] = {}
-    for path in sorted(root.rglob("*.json")):
+    for path in (path for path in files_below(root) if path.suffix == ".json"):
         for kind, video, text in _annotations(path):
             if kind == "split":
                 split_of[video] = text

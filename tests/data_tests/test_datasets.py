@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ssmvdm.data.datasets import video_names
 from ssmvdm.data.source import DATA_SETS, DataConfig, open_source
 from tests.data_tests import made
 
@@ -125,6 +126,18 @@ def test_a_folder_keeps_its_split_when_files_are_added(tmp_path):
     more_training, more_held_out = numbers("folder", tmp_path)
     assert set(training) < set(more_training)
     assert set(held_out) < set(more_held_out)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    """A data set is often a folder of links to where there was room; one may lead back to where it stands."""
+    fill(tmp_path / "elsewhere", 3)
+    (tmp_path / "data" / "own").mkdir(parents=True)
+    np.save(tmp_path / "data" / "own" / "3.npy", made.numbered(3, 6))
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "gone.npy").symlink_to(tmp_path / "nowhere.npy")
+    names = video_names(tmp_path / "data")
+    assert names == ["linked/0.npy", "linked/1.npy", "linked/2.npy", "own/3.npy"]
 
 
 def test_a_folder_of_two_holds_one_out(tmp_path):
