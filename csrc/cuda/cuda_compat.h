@@ -41,6 +41,10 @@ __device__ inline void barrier_of(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Said by a kernel: what its __launch_bounds__ allow. On a device the launch of a larger block fails; a stand-in, which
+// does not know the bounds, hears of them here.
+__device__ inline void has_at_most(int /*threads*/) {}
+
 // Launches on `stream` and returns the launch's own error, so that a failure is reported where it happened and not by
 // the next unrelated call.
 template <class... Parameters, class... Arguments>

@@ -89,6 +89,7 @@ struct Place {
   int order = Map::order();             // of states
 
   __device__ explicit Place(const ScanParams& p) {
+    has_at_most(Map::kThreads);
     threads = p.width / Map::kChannels * Map::kUnit;
     // By way of a shuffle the compiler knows that it is the same for the warp.
     direction = __shfl_sync(0xffffffffu, int(threadIdx.x) >= threads, 0);

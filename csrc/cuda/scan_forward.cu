@@ -153,11 +153,12 @@ struct Division {
   int64_t blocks, workspace_bytes;
   int32_t threads, shared_bytes;
 
-  Division(const ScanArgs& args, const Device& device, int32_t step, int32_t most) : p(scan_params(args)) {
+  Division(const ScanArgs& args, const Device& device) : p(scan_params(args)) {
     const int64_t columns = args.length * (p.meets() ? 1 : p.directions);
     const bool exchanges = p.meets() || p.states > kStates;
     // A first division gives the size of a block, which decides where it exchanges and so how many blocks there may be.
-    const int32_t width = slice_width(p.group_channels, step, most);
+    constexpr int32_t step = Map::kUnit == 1 ? 32 : Map::kChannels;
+    const int32_t width = slice_width(p.group_channels, step, Map::kThreads / 2 / Map::kUnit * Map::kChannels);
     divide<Map>(p, args.groups, width, 1, 1);
     threads = p.width / Map::kChannels * Map::kUnit * p.directions;
     const int64_t floats = exchanges ? columns * p.width * Map::kUnit : 0, size = sizeof(float);
@@ -177,14 +178,14 @@ auto with_kernel(const ScanArgs& args, const Device& device, const F& f) {
   const bool plain = is_plain(args);
   if (layout == Layout::kLanes) {
     if (plain)
-      return f(Division<LaneThreads<2>>(args, device, 2, 8), scan_forward_kernel<T, LaneThreads<2>, true, false>);
-    return f(Division<LaneThreads<1>>(args, device, 1, 8), scan_forward_kernel<T, LaneThreads<1>, false, false>);
+      return f(Division<LaneThreads<2>>(args, device), scan_forward_kernel<T, LaneThreads<2>, true, false>);
+    return f(Division<LaneThreads<1>>(args, device), scan_forward_kernel<T, LaneThreads<1>, false, false>);
   }
   if (!plain) {
     using Map = ChannelThreads<false, 1>;
-    return f(Division<Map>(args, device, 32, 192), scan_forward_kernel<T, Map, false, false>);
+    return f(Division<Map>(args, device), scan_forward_kernel<T, Map, false, false>);
   }
-  const Division<ChannelThreads<>> division(args, device, 32, 192);
+  const Division<ChannelThreads<>> division(args, device);
   if (layout == Layout::kTime) return f(division, scan_forward_kernel<T, ChannelThreads<>, true, true>);
   return f(division, scan_forward_kernel<T, ChannelThreads<>, true, false>);
 }

@@ -146,6 +146,12 @@ inline void barrier_of(int id, int threads, SSMVDM_HERE) {
   emulator::block_barrier(id, threads, file, line);
 }
 
+SSMVDM_UNCHECKED inline void has_at_most(int threads, SSMVDM_HERE) {
+  const int count = int(blockDim.x * blockDim.y * blockDim.z);
+  if (count > threads)
+    emulator::fail("%s:%d: a block of %d threads, and the launch bounds allow %d", file, line, count, threads);
+}
+
 // Launches at once: the device has no other work. The stream must be the one of the current device all the same.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,

@@ -258,6 +258,13 @@ __global__ void offset_beyond_32_bits(float* out, const float* in) {
   out[at.index] = in[(row >> 24) ^ 1];
 }
 
+template <bool kWrong>
+__global__ void block_beyond_launch_bounds(float* out, const float* in) {
+  has_at_most(kWrong ? kThreads / 2 : kThreads);
+  const Here at;
+  out[at.index] = in[at.index ^ 1];
+}
+
 // -- launches ---------------------------------------------------------------------------------------------------------
 
 template <bool kWrong>
@@ -304,6 +311,7 @@ const Fault kFaults[] = {
     SSMVDM_FAULT(static_shared_not_written),
     SSMVDM_FAULT(misaligned_vector),
     SSMVDM_FAULT(offset_beyond_32_bits),
+    SSMVDM_FAULT(block_beyond_launch_bounds),
     {"grid_too_high", {right<false>, right<true>}, dim3(kBlocks, 65536)},
     {"block_too_large", {right<false>, right<true>}, kBlocks, 1025},
     {"too_much_shared_memory", {right<false>, right<true>}, kBlocks, kThreads, 227 * 1024 + 1},

@@ -40,6 +40,7 @@ EXPECTED = {
     "misaligned_vector": (NOTHING, r"misaligned address .*16 byte alignment.*faults\.cu:\d+", NOTHING),
     # It reads up to 512 bytes before its tensor, where shared memory may lie.
     "offset_beyond_32_bits": (WRONG, r"signed integer overflow.*faults\.cu:\d+", rf"{WRONG}|{UNWRITTEN}"),
+    "block_beyond_launch_bounds": r"faults\.cu:\d+: a block of 128 threads, and the launch bounds allow 64",
     "grid_too_high": r"a grid has .* 65535 blocks, not \(3, 65536, 1\)",
     "block_too_large": r"a block has 1 \.\. 1024 threads",
     "too_much_shared_memory": r"a block has at most 232448 bytes of shared memory, not 232449",
