@@ -60,8 +60,12 @@ struct ChannelThreads {
   static constexpr bool kOwnOrder = kOrders > 1;
   static constexpr int kTileSteps = 16;                      // of B and C in shared memory
   static constexpr int kFours = kOwnOrder ? 4 : 1;           // orders of four states
-  static constexpr int kStepFloats = 2 * kFours * kStates;  // B and C of one step
+  // B and C of one step, and a gap: threads that fill a tile along time write to banks apart.
+  static constexpr int kStepFloats = 2 * kFours * kStates + 4;
   __device__ static int order() { return int(threadIdx.x) / 2 % kOrders; }
+  // Which four of a row has the fours of states `four`, in the row of order % 4: other ones in the second two rows, so
+  // that sixteen threads, which want eight fours, find them in all 32 banks.
+  __host__ __device__ static constexpr int place_of(int four, int order) { return four ^ (order & 2); }
 };
 template <int K>
 struct LaneThreads {
@@ -255,11 +259,12 @@ __device__ inline void walk_tiles_back(int first, int last, int length, bool mee
 
 // -- B and C ---------------------------------------------------------------------------------------------------------
 
-// One step's B and C of four states, from a tile: [B | C][kFours][16] floats or [B | C][4][32 lanes][4].
+// One step's B and C of four states, from a tile: [B | C][kFours rows][16] floats or [B | C][4][32 lanes][4].
 template <bool kBackward, int kOrders>
 __device__ inline void load_four(ChannelThreads<kBackward, kOrders> map, const float* step, int quarter, float (&B)[4],
                                  float (&C)[4]) {
-  const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 + (quarter ^ map.order() / 4);
+  const float4* const four = reinterpret_cast<const float4*>(step) + map.order() % 4 * 4 +
+                             map.place_of(quarter ^ map.order() / 4, map.order());
   const float4 b = *four, c = four[map.kFours * kStates / 4];
   B[0] = b.x, B[1] = b.y, B[2] = b.z, B[3] = b.w;
   C[0] = c.x, C[1] = c.y, C[2] = c.z, C[3] = c.w;
@@ -297,7 +302,8 @@ __device__ inline void stage_states(const ScanParams& p, const Place<Map>& at, i
         const float b = value(x.B, B, s, n), c = value(x.C, C, s, n);
 #pragma unroll
         for (int order = 0; order < Map::kFours; ++order) {
-          float* const to = tile + s * Map::kStepFloats + order * kStates + (n ^ order);
+          const int four = Map::place_of(n / 4, order);
+          float* const to = tile + s * Map::kStepFloats + order * kStates + 4 * four + (n % 4 ^ order);
           to[0] = b, to[Map::kFours * kStates] = c;
         }
       }
