@@ -45,35 +45,23 @@ inline dim3 blocks_for(int64_t count, int64_t each) {
   return dim3(unsigned(blocks < most ? blocks : most));
 }
 
-struct Division {
-  int64_t quotient, remainder;
-};
-// By 32-bit arithmetic, which takes a quarter of the instructions, where that is enough. Both not negative.
-__device__ inline Division divide(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) {
-    const uint32_t quotient = uint32_t(a) / uint32_t(b);
-    return {int64_t(quotient), int64_t(uint32_t(a) - quotient * uint32_t(b))};
-  }
-  return {a / b, a % b};
-}
-
 // Column of this thread.
 __device__ inline Column column_of(const Columns& c, int64_t group, int64_t unit) {
   const int index = int(threadIdx.x) % kWarp;
   const int64_t sequence = c.over_lanes ? unit * kWarp + index : unit;
   const int64_t channel = c.over_lanes ? group : group * kWarp + index;
-  const Division at = c.lanes == 1 ? Division{sequence, 0} : divide(sequence, c.lanes);
-  return {group, at.quotient, at.remainder, channel, sequence < c.sequences && channel < c.channels};
+  const Quotient at = c.lanes == 1 ? Quotient{sequence, 0} : divide(sequence, c.lanes);
+  return {group, at.whole, at.rest, channel, sequence < c.sequences && channel < c.channels};
 }
 
 // Neighbouring jobs are neighbours in memory.
 __device__ inline Column column_of_job(const Columns& c, int64_t job) {
   if (c.over_lanes) {
-    const Division at = divide(job, c.units);
-    return column_of(c, at.quotient, at.remainder);
+    const Quotient at = divide(job, c.units);
+    return column_of(c, at.whole, at.rest);
   }
-  const Division at = divide(job, c.groups);
-  return column_of(c, at.remainder, at.quotient);
+  const Quotient at = divide(job, c.groups);
+  return column_of(c, at.rest, at.whole);
 }
 
 // A tensor to be walked.

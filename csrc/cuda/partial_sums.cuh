@@ -16,6 +16,7 @@ __device__ inline void sum_parts(int64_t count, int64_t parts, const Value& valu
     const int64_t index = first + column;
     float sum = 0.f;
     if (index < count)
+#pragma unroll 4  // so many loads at a time
       for (int64_t part = slice; part < parts; part += kSlices) sum += value(index, part);
     sums[slice][column] = sum;
     __syncthreads();

@@ -193,10 +193,10 @@ __global__ void __launch_bounds__(kThreads, 3) s4d_direct_kernel(const __grid_co
   const int64_t blocks = (p.length + kBlock - 1) / kBlock, rows = blocks * kBlock;
   const int64_t jobs = p.columns.groups * p.columns.units * blocks, stride = int64_t(gridDim.x) * kWarps;
   for (int64_t job = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp; job < jobs; job += stride) {
-    const Division at = divide(job, blocks);
-    const Column c = column_of_job(p.columns, at.quotient);
+    const Quotient at = divide(job, blocks);
+    const Column c = column_of_job(p.columns, at.whole);
     if (!c.exists) continue;
-    const int64_t t = at.remainder * kBlock;
+    const int64_t t = at.rest * kBlock;
     float total[kBlock] = {};
 #pragma unroll 1
     for (int d = 0; d < p.directions; ++d) {

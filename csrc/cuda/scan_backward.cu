@@ -204,8 +204,10 @@ cudaError_t finish_parameters(const ScanBackwardArgs& args, const BackwardParams
   add(&ScanGradDirection::ddelta_bias, args.shared.delta_bias, p.states + 1, 1);
   add(&ScanGradDirection::dB_const, args.shared.B, constants, p.states);
   add(&ScanGradDirection::dC_const, args.shared.C, constants + p.states, p.states);
-  const int64_t count = p.channels * (p.states > 1 ? p.states : 1);
-  return launch(finish_parameters_kernel<Map>, dim3(grid_of(count)), dim3(256), 0, stream, p, jobs);
+  if (jobs.count == 0) return cudaSuccess;
+  const int64_t count = int64_t(p.channels) * (p.states > 1 ? p.states : 1);
+  const dim3 grid(grid_of(count * kSlices), unsigned(jobs.count));
+  return launch(finish_parameters_kernel<Map>, grid, dim3(32 * kSlices), 0, stream, p, jobs);
 }
 
 // Calls f with the division for the layout of u and the kernel that walks it.

@@ -108,7 +108,8 @@ struct Place {
     int64_t sequence = unit * Map::kUnit + int(threadIdx.x) % Map::kUnit;
     owns_sequence = sequence < p.sequences;
     if (!owns_sequence) sequence = p.sequences - 1;
-    batch = sequence / p.lanes, lane = sequence % p.lanes;
+    const Quotient at = divide(sequence, p.lanes);
+    batch = at.whole, lane = at.rest;
     // By way of a shuffle the compiler cannot keep the addresses of all states from one sequence to the next.
     if constexpr (Map::kOwnOrder) order = __shfl_sync(0xffffffffu, Map::order(), int(threadIdx.x) % 32);
   }

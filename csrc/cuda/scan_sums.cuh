@@ -1,6 +1,7 @@
 // Parameters of the backward scan, and its sums over channels and over sequences. No atomics: every sum has an order.
 #pragma once
 
+#include "cuda/partial_sums.cuh"
 #include "cuda/scan_launch.cuh"
 
 namespace ssmvdm::cuda {
@@ -218,12 +219,11 @@ __global__ void __launch_bounds__(256) finish_states_kernel(const BackwardParams
   const int64_t count = groups * padded * p.length * p.states;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
     // Neighbouring threads read neighbouring sums.
-    int64_t rest = i / Map::kUnit;
-    const int64_t lane = i % Map::kUnit, state = rest % p.states;
-    rest /= p.states;
-    const int64_t t = rest % p.length;
-    rest /= p.length;
-    const int64_t unit = rest % p.units, group = rest / p.units, q = unit * Map::kUnit + lane;
+    const int64_t lane = i % Map::kUnit;
+    const Quotient by_state = divide(i / Map::kUnit, p.states), by_time = divide(by_state.whole, p.length);
+    const Quotient by_unit = divide(by_time.whole, p.units);
+    const int64_t state = by_state.rest, t = by_time.rest, unit = by_unit.rest, group = by_unit.whole;
+    const int64_t q = unit * Map::kUnit + lane;
     if (q >= p.sequences) continue;
     const int n = int(state % kStates);
     const int value = Map::kUnit == 1 ? 2 * n + job.which
@@ -234,7 +234,8 @@ __global__ void __launch_bounds__(256) finish_states_kernel(const BackwardParams
       for (int slice = int(group) * slices; slice < (int(group) + 1) * slices; ++slice)
         sum += state_sums_of<Map>(p, int(state / kStates), slice, d, unit,
                                   p.dir[d].reverse ? p.length - 1 - t : t)[value];
-    const int64_t offset = q / p.lanes * job.out.batch + q % p.lanes * job.out.lane + group * job.out.group;
+    const Quotient at = divide(q, p.lanes);
+    const int64_t offset = at.whole * job.out.batch + at.rest * job.out.lane + group * job.out.group;
     *element<T>(job.out, offset + state * job.out.row + t * job.out.time) = from_float<T>(sum);
   }
 }
@@ -250,20 +251,24 @@ struct ParameterGradients {
   int32_t count;
 };
 
+// Each of them in a row of blocks of its own. What 528 blocks have left is added up by eight threads side by side: one
+// alone would wait for memory hundreds of times.
 template <class Map>
-__global__ void __launch_bounds__(256) finish_parameters_kernel(const BackwardParams p, const ParameterGradients jobs) {
-  for (int j = 0; j < jobs.count; ++j) {
-    const ParameterGradient& job = jobs.job[j];
-    const int64_t count = p.channels * job.width;
-    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
-      const int64_t channel = i % p.channels, n = i / p.channels;
-      float sum = 0.f;
-      for (int64_t part = 0; part < p.unit_step; ++part)
-        for (int d = job.first_direction; d <= job.last_direction; ++d)
-          sum += p.parameter_sums[((part * p.directions + d) * p.rows + job.first_row + n) * p.channels + channel];
-      job.out[channel * job.width + n] = sum;
-    }
-  }
+__global__ void __launch_bounds__(32 * kSlices) finish_parameters_kernel(const BackwardParams p,
+                                                                         const ParameterGradients jobs) {
+  const ParameterGradient& job = jobs.job[blockIdx.y];
+  const int64_t channels = p.channels, direction = p.rows * channels;
+  const bool both = job.last_direction > job.first_direction;
+  const auto value = [&](int64_t i, int64_t part) {
+    const float* const own =
+        p.parameter_sums + (part * p.directions + job.first_direction) * direction + job.first_row * channels + i;
+    return both ? own[0] + own[direction] : own[0];
+  };
+  const auto put = [&](int64_t i, float sum) {
+    const Quotient at = divide(i, channels);
+    job.out[at.rest * job.width + at.whole] = sum;
+  };
+  sum_parts(channels * job.width, p.unit_step, value, put);
 }
 
 }  // namespace ssmvdm::cuda

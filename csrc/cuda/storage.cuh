@@ -44,6 +44,18 @@ __device__ inline T* element(const Strided& tensor, int64_t offset) {
   return static_cast<T*>(tensor.data) + offset;
 }
 
+struct Quotient {
+  int64_t whole, rest;
+};
+// By 32-bit arithmetic, which takes a quarter of the instructions, where that is enough. Both not negative.
+__device__ inline Quotient divide(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) {
+    const uint32_t quotient = uint32_t(a) / uint32_t(b);
+    return {int64_t(quotient), int64_t(uint32_t(a) - quotient * uint32_t(b))};
+  }
+  return {a / b, a % b};
+}
+
 // Calls f with a value of the storage type.
 template <class F>
 auto with_storage(DType dtype, const F& f) {
