@@ -42,7 +42,7 @@ struct BackwardThread {
         rows(shared + p_.directions * kTileFloats<Map>) {
     shared += p.directions * kTileFloats<Map> + decltype(rows)::kFloats * int(blockDim.x);
     sums.place(shared, at);
-    if (p.wants_states) shared += Sums::kFloats;
+    if (p.wants_states) shared += Sums::floats(int(blockDim.x));
     const auto column = [&](float* memory, int64_t floats, int each) {
       float* const own = memory ? memory + blockIdx.x * floats : shared;
       if (!memory) shared += floats;

@@ -133,7 +133,7 @@ struct Division {
     p.exchange_row = is_plain(args) ? Exchange<Map, true>::kRow : Exchange<Map, false>::kRow * rows;
     p.exchange_floats = any_meets || has_turns ? int64_t(p.length) * p.exchange_row : 0;
     int64_t shared = p.directions * kTileFloats<Map> + Rows<float, kRows>::kFloats * threads +
-                     (p.wants_states ? Sums::kFloats : 0);
+                     (p.wants_states ? Sums::floats(threads) : 0);
     // What a block of so many threads may take where registers leave room for Map::kThreads.
     const int64_t budget = device.shared_bytes_of(threads, Map::kThreads) / int64_t(sizeof(float));
     const auto take = [&](int64_t floats) {

@@ -149,6 +149,7 @@ __global__ void __launch_bounds__(Map::kThreads, kPlain ? 2 : 1) scan_forward_ke
 // The division of a call, and where its blocks exchange.
 template <class Map>
 struct Division {
+  static constexpr int32_t kEnough = 512;  // threads of a multiprocessor, to hide the latency of memory
   ScanParams p;
   int64_t blocks, workspace_bytes;
   int32_t threads, shared_bytes;
@@ -163,8 +164,11 @@ struct Division {
     threads = p.width / Map::kChannels * Map::kUnit * p.directions;
     const int64_t floats = exchanges ? columns * p.width * Map::kUnit : 0, size = sizeof(float);
     const int64_t own = p.directions * kTileFloats<Map> + Rows<float, kRows * Map::kChannels>::kFloats * threads;
-    const bool in_shared = (own + floats) * size <= device.shared_bytes_of(1, 2);
-    blocks = divide<Map>(p, args.groups, width, 1, int64_t(device.multiprocessors) * (in_shared ? 32 : 4));
+    // In shared memory where two blocks have room, and enough threads, unless there is no room for so many in any case.
+    const int64_t of_two = device.shared_bytes_of(1, 2), of_enough = device.shared_bytes_of(threads, kEnough);
+    const bool in_shared = (own + floats) * size <= (own * size <= of_enough && of_enough < of_two ? of_enough : of_two);
+    const int32_t few = threads * 4 < kEnough ? kEnough / threads : 4;
+    blocks = divide<Map>(p, args.groups, width, 1, int64_t(device.multiprocessors) * (in_shared ? 32 : few));
     p.exchange_floats = floats;
     workspace_bytes = in_shared ? 0 : blocks * floats * size;
     shared_bytes = int32_t((own + (in_shared ? floats : 0)) * size);

@@ -114,19 +114,19 @@ __device__ inline float* state_sums_of(const BackwardParams& p, int turn_index, 
 template <class Map>
 struct ChannelSums {
   static constexpr int kStep = kStateSums;
-  static constexpr int kWarps = Map::kThreads / 2 / 32;
-  static constexpr int kFloats = 2 * Map::kTileSteps * kWarps * kStateSums;
-  float* memory;  // [direction][step of the tile][warp][state][dB, dC]
+  static constexpr int kWarpFloats = Map::kTileSteps * kStateSums;
+  __host__ __device__ static int floats(int threads) { return threads / 32 * kWarpFloats; }
+  float* memory;  // [warp of the block][step of the tile][state][dB, dC]
   float* own;     // the lane's value of its warp
 
-  __device__ void place(float* memory_, const Place<Map>& at) {
+  __device__ void place(float* memory_, const Place<Map>&) {
     memory = memory_;
-    own = memory + (at.direction * Map::kTileSteps * kWarps + at.index / 32) * kStateSums + threadIdx.x % 32;
+    own = memory + int(threadIdx.x) / 32 * kWarpFloats + threadIdx.x % 32;
   }
   // One step's dC = g h and dB = du dh.
   __device__ void add(const Place<Map>&, float g, const float (&h)[kStates], float du, const float (&dh)[kStates],
                       int step_in_tile, float*) {
-    own[step_in_tile * kWarps * kStateSums] = keep_one(sum(du, dh), sum(g, h), 1);
+    own[step_in_tile * kStateSums] = keep_one(sum(du, dh), sum(g, h), 1);
   }
   __device__ static float sum(float factor, const float (&v)[kStates]) {
     if constexpr (Map::kFours > 1) return sum_channels(factor, v);
@@ -141,9 +141,9 @@ struct ChannelSums {
     const int steps = end - begin, warps = at.threads / 32;
     for (int i = threadIdx.x; i < p.directions * steps * kStateSums; i += blockDim.x) {
       const int d = i / (steps * kStateSums), step = i / kStateSums % steps, value = i % kStateSums;
-      const float* v = memory + (d * Map::kTileSteps + step) * kWarps * kStateSums + value;
+      const float* v = memory + d * warps * kWarpFloats + step * kStateSums + value;
       float sum = v[0];
-      for (int w = 1; w < warps; ++w) sum += v[w * kStateSums];
+      for (int w = 1; w < warps; ++w) sum += v[w * kWarpFloats];
       state_sums_of<Map>(p, turn_index, at.slice, d, unit, begin + step)[value] = sum;
     }
   }
@@ -159,7 +159,7 @@ struct LaneSums {
   static_assert(kWarps * 32 == Map::kThreads / 2);
   // Floats of a thread: dh, h, and behind them delta u and g, with a gap that spreads threads over the banks.
   static constexpr int kRow = kStateSums + 4, kWarpFloats = 32 * kRow;
-  static constexpr int kFloats = 2 * kWarps * kWarpFloats;
+  __host__ __device__ static int floats(int threads) { return threads / 32 * kWarpFloats; }
   float *column, *own;  // of the direction, [warp][lane][kRow]; of the warp
   int warp;
 
