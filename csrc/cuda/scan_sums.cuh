@@ -144,7 +144,9 @@ struct ChannelSums {
       const float* v = memory + d * warps * kWarpFloats + step * kStateSums + value;
       float sum = v[0];
       for (int w = 1; w < warps; ++w) sum += v[w * kWarpFloats];
-      state_sums_of<Map>(p, turn_index, at.slice, d, unit, begin + step)[value] = sum;
+      // dB, then dC: whoever adds up the one does not read the other.
+      const int place = value % 2 * kStates + value / 2;
+      state_sums_of<Map>(p, turn_index, at.slice, d, unit, begin + step)[place] = sum;
     }
   }
 };
@@ -226,7 +228,7 @@ __global__ void __launch_bounds__(256) finish_states_kernel(const BackwardParams
     const int64_t q = unit * Map::kUnit + lane;
     if (q >= p.sequences) continue;
     const int n = int(state % kStates);
-    const int value = Map::kUnit == 1 ? 2 * n + job.which
+    const int value = Map::kUnit == 1 ? job.which * kStates + n
                                       : ((job.which * kStates + n) / 4 * 32 + int(lane)) * 4 + n % 4;
     const int slices = job.sharing * p.group_slices;
     float sum = 0.f;
