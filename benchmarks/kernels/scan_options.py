@@ -92,7 +92,7 @@ class ScanOptions(RunOptions):
         """Part of `bench all`."""
         if device == "cpu":
             return cls(shapes=QUICK_SHAPES, rivals=QUICK_RIVALS, launches=7, budget_seconds=0.15)
-        return cls(device=device, shapes=TUNED_SHAPES, budget_seconds=1.5, compiled_length=16)
+        return cls(device=device, shapes=TUNED_SHAPES, compiled_length=16)
 
     @classmethod
     def full(cls, device: str = "cpu") -> "ScanOptions":

@@ -63,6 +63,7 @@ def phases(out: Path, archive: Path | None) -> list[Phase]:
                 sanitizer_stage("memcheck", 50, no_device, "--seconds", "20"),
                 *(sanitizer_stage(tool, 40, no_device, "--seconds", "12", "--backend", "cuda") for tool in TOOLS[1:]),
             ),
+            (Stage("compile", python("-m", "tests.gpu.compiled"), 120, obstacle=no_device),),
         ),
         ((benchmark_stage(out, mamba, no_device),),),
     ]

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.kernels.scan_options import LAYOUTS
 from ssmvdm_kernels import available_backends
 from tests.conftest import require_backend
 from tests.kernels import test_conv, test_s4d
 
 from . import __main__ as command
-from . import sanitized, stages
+from . import compiled, sanitized, stages
 from .stages import Outcome, Stage, longest_s, python, run_phases, run_stage
 
 
@@ -257,3 +258,9 @@ def test_a_backend_that_was_not_built_fails_the_session(tmp_path):
 def test_outcomes_are_plain_values():
     found = Outcome("a", "passed", 1.0, "", "true").as_json()
     assert json.loads(json.dumps(found))["name"] == "a"
+
+
+def test_few_sequences_have_the_layouts_of_the_benchmark(capsys):
+    """On the CPU, whose kernels take any layout."""
+    compiled.main(require_backend("cpu"), "cpu")
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == list(LAYOUTS)
