@@ -2,7 +2,7 @@
 
 Each kernel is disassembled. A time loop is a loop with exponentials of its own; its cost is that of the way through its
 body that computes most of them: whole chunks, every option on. One exponential belongs to one state of one channel,
-time step and direction, which says how many steps an iteration does. The model knows no latencies, no memory and
+time step and direction, which says how many steps an iteration does. The model knows no latencies, no caches and
 nothing outside the time loops (tiles of B and C, sums over blocks): it is a lower bound, and the report says so.
 """
 
@@ -31,6 +31,10 @@ PIPES = {
     "multiply-add": (r"FFMA|FMUL|FADD|IMAD|HFMA2|HADD2|HMUL2", 128),
     "other": (r".", 64),
 }
+# How many times the 128 bytes that the memory pipe moves in a cycle a warp's access takes, by the bits of a thread. The
+# tiles of B and C of a layout along channels are read by threads of which two and two want the same.
+WAVEFRONTS = {"64": 2, "128": 4}
+SHARED_WAVEFRONTS = 2
 # Kernel -> how often a step goes through loops that only build states, and through those that do everything.
 SCANS = {"scan_forward_kernel": (0, 1), "scan_backward_kernel": (1, 1)}
 GOALS = {
@@ -59,6 +63,7 @@ class TimeLoop:
     """The most expensive way through a loop: its instructions, and the steps of one channel and direction it does."""
 
     opcodes: tuple[str, ...]
+    shares_tiles: bool = False
 
     @property
     def steps(self) -> int:
@@ -66,13 +71,23 @@ class TimeLoop:
         return 1 << (self.opcodes.count("MUFU.EX2") // STATES).bit_length() - 1
 
     def per_step(self) -> Counter:
-        """Instructions of each pipe for one step of one channel and direction."""
+        """Instructions of each pipe, and "wavefronts" of memory, for one step of one channel and direction."""
         counts = Counter(pipe_of(opcode) for opcode in self.opcodes)
+        accesses = [opcode for opcode in self.opcodes if pipe_of(opcode) == "memory"]
+        if accesses:
+            counts["wavefronts"] = sum(wavefronts_of(opcode, self.shares_tiles) for opcode in accesses)
         return Counter({pipe: count / self.steps for pipe, count in counts.items()})
 
 
 def pipe_of(opcode: str) -> str:
     return next(pipe for pipe, (pattern, _) in PIPES.items() if re.match(pattern, opcode))
+
+
+def wavefronts_of(opcode: str, shares_tiles: bool) -> int:
+    width = next((bits for bits in opcode.split(".")[1:] if bits in WAVEFRONTS), "32")
+    if shares_tiles and opcode.startswith("LDS") and width == "128":
+        return SHARED_WAVEFRONTS
+    return WAVEFRONTS.get(width, 1)
 
 
 # -- machine code ------------------------------------------------------------------------------------------------------
@@ -148,7 +163,7 @@ def loops_of(blocks: dict[int, Block]) -> dict[int, set[int]]:
     return loops
 
 
-def time_loops(blocks: dict[int, Block]) -> list[TimeLoop]:
+def time_loops(blocks: dict[int, Block], shares_tiles: bool = False) -> list[TimeLoop]:
     """Loops with exponentials that no inner loop has, the outermost of each nest, that do at least one whole step."""
     loops = loops_of(blocks)
 
@@ -158,7 +173,7 @@ def time_loops(blocks: dict[int, Block]) -> list[TimeLoop]:
 
     found = [header for header in loops if own(header) >= STATES]
     outermost = [header for header in found if not any(loops[header] < loops[other] for other in found)]
-    return [TimeLoop(tuple(longest_way(blocks, loops[header], header))) for header in outermost]
+    return [TimeLoop(tuple(longest_way(blocks, loops[header], header)), shares_tiles) for header in outermost]
 
 
 def longest_way(blocks: dict[int, Block], loop: set[int], header: int) -> list[str]:
@@ -214,7 +229,8 @@ def per_element(kernel: str, loops: list[TimeLoop]) -> Counter:
 def cycles(cost: Counter) -> dict[str, float]:
     """Cycles of one scheduler for 32 elements, by what could bind: issue, or a pipe."""
     pipes = {pipe: cost[pipe] * 32 / (threads / SCHEDULERS) for pipe, (_, threads) in PIPES.items()}
-    return {"issue": sum(cost.values()), **pipes}
+    pipes["memory"] = float(cost["wavefronts"] * SCHEDULERS)
+    return {"issue": sum(cost[pipe] for pipe in PIPES), **pipes}
 
 
 def milliseconds(cost: Counter, length: int) -> float:
@@ -231,7 +247,8 @@ def costs() -> dict[str, Counter]:
         for name, text in zip(device_code.readable(list(texts)), texts.values(), strict=True):
             kernel = name.partition("<")[0]
             if kernel in SCANS and "<bfloat16" in name:
-                found[name] = per_element(kernel, time_loops(blocks_of(text)))
+                loops = time_loops(blocks_of(text), shares_tiles="ChannelThreads" in name)
+                found[name] = per_element(kernel, loops)
     return dict(sorted(found.items(), reverse=True))
 
 
@@ -246,10 +263,11 @@ HEAD = """# Cost of the scan's time loops, modelled
 Counted in the machine code for {architecture} (nvcc {version}, sources {fingerprint}) by `make sass`; nothing here was
 measured. Instructions of a warp for 32 elements; an element is one channel and time step of one sequence, in both
 directions, with softplus, D and gate. Times are for {sequences} sequences of {channels} channels in bfloat16 on
-{multiprocessors} multiprocessors at {clock} GHz, by whichever of issue and pipes takes longest. The model knows no
-latencies and no memory, and counts nothing outside the loops over time: real times are longer.
+{multiprocessors} multiprocessors at {clock} GHz, by whichever of issue and pipes takes longest; a wavefront is 128
+bytes that the memory pipe moves in a cycle of the multiprocessor. The model knows no latencies, no bank conflicts and
+nothing behind the first cache, and counts nothing outside the loops over time: real times are longer.
 
-| kernel | issue slots | goal | {pipes} | binds | {times} |
+| kernel | issue slots | goal | {pipes} | wavefronts | binds | {times} |
 |---|---|---|{columns}|
 """
 
@@ -265,11 +283,12 @@ def report(found: dict[str, Counter]) -> str:
         architecture=ARCHITECTURE, version=device_code.nvcc_version(), fingerprint=fingerprint(),
         sequences=sequences, channels=channels, multiprocessors=MULTIPROCESSORS, clock=CLOCK_GHZ,
         pipes=" | ".join(PIPES), times=" | ".join(f"ms at {length} steps" for length in lengths),
-        columns="|".join("---" for _ in range(len(PIPES) + 1 + len(lengths))),
+        columns="|".join("---" for _ in range(len(PIPES) + 2 + len(lengths))),
     )  # fmt: skip
     for name, cost in found.items():
         bound = cycles(cost)
-        cells = [f"{bound['issue']:.0f}", str(goal_of(name) or ""), *(f"{cost[pipe]:.0f}" for pipe in PIPES)]
+        cells = [f"{bound['issue']:.0f}", str(goal_of(name) or "")]
+        cells += [f"{cost[count]:.0f}" for count in (*PIPES, "wavefronts")]
         cells += [max(bound, key=lambda what: bound[what]), *(f"{milliseconds(cost, n):.3f}" for n in lengths)]
         text += f"| `{name}` | {' | '.join(cells)} |\n"
     return text

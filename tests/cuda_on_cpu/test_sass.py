@@ -33,7 +33,8 @@ def test_the_way_with_most_exponentials_is_taken():
     (loop,) = sass.time_loops(sass.blocks_of(TEXT))
     assert loop.steps == 2
     assert loop.opcodes == ("LDG.E", "BRA", *["MUFU.EX2"] * 34, "FFMA", "SHFL.BFLY", "STS", "BRA")
-    assert loop.per_step() == {"special": 17, "memory": 1, "multiply-add": 0.5, "shuffle": 0.5, "other": 1}
+    wanted = {"special": 17, "memory": 1, "multiply-add": 0.5, "shuffle": 0.5, "other": 1, "wavefronts": 1}
+    assert loop.per_step() == wanted
 
 
 def test_costs_of_passes_add_up_and_variants_share_the_steps():
@@ -47,6 +48,15 @@ def test_costs_of_passes_add_up_and_variants_share_the_steps():
     assert backward == {"special": 4 * 17, "multiply-add": 33 + 43 + 2 * 3}
     two_at_a_time = sass.per_element("scan_backward_kernel", [states, loop(66, steps=2), loop(43, steps=1)])
     assert two_at_a_time == {"special": 4 * 17, "multiply-add": 2 * 33 + 2 * 3}
+
+
+def test_wide_accesses_take_as_many_cycles_as_they_have_wavefronts():
+    """Those of a warp that has 512 bytes to itself four; where threads share them fewer."""
+    opcodes = (*["MUFU.EX2"] * 17, "LDS.128", "LDG.E.128.CONSTANT", "STS.64", "LDG.E.U16", "STS")
+    own, shared = sass.TimeLoop(opcodes), sass.TimeLoop(opcodes, shares_tiles=True)
+    assert (own.per_step()["wavefronts"], shared.per_step()["wavefronts"]) == (12, 10)
+    assert sass.cycles(own.per_step())["memory"] == 48
+    assert sass.cycles(own.per_step())["issue"] == 22
 
 
 def test_the_pipe_that_takes_longest_binds():
